@@ -1,7 +1,6 @@
 """Images in [0, 1] with integer labels: the embedded digits, CIFAR-10, Imagenette, and any folder of images.
 
-A subset is chosen before anything is decoded, so a few examples of a large set cost little. Everything is a plain
-tensor on the CPU; nothing here shuffles or augments.
+A subset is chosen before anything is decoded, so a few examples of a large set cost little.
 """
 
 import hashlib
@@ -75,13 +74,11 @@ def load(
 
     Raises:
         MissingDataError: the data set is not there; the message names the cure.
-        ValueError: an unknown split, an ``n`` out of range, an impossible ``size``, images of differing shape or
-            that cannot be read.
+        ValueError: an unknown split, ``n`` or ``size`` out of range, images of several shapes or unreadable.
     """
     source = _open(name, split, root)
     keep = np.arange(len(source.labels)) if n is None else _balanced(source.labels, n, seed)
-    x = _decode(source, keep, size, resize)
-    return x, torch.from_numpy(source.labels[keep])
+    return _decode(source, keep, size, resize), torch.from_numpy(source.labels[keep])
 
 
 def sizes(name: str, root: str | Path | None = None) -> dict[str, int]:
@@ -172,10 +169,9 @@ def check(x: torch.Tensor, y: torch.Tensor | None = None, image_shape: Sequence[
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}; convert with x.float() / 255")
-    if image_shape is None and x.ndim != 4:
-        raise ValueError(f"x must be [N, C, H, W], got shape {tuple(x.shape)}")
-    if image_shape is not None and tuple(x.shape[1:]) != tuple(image_shape):
-        raise ValueError(f"x must be [N, {', '.join(map(str, image_shape))}], got shape {tuple(x.shape)}")
+    if x.ndim != 4 if image_shape is None else tuple(x.shape[1:]) != tuple(image_shape):
+        expected = ", ".join(map(str, image_shape or "CHW"))
+        raise ValueError(f"x must be [N, {expected}], got shape {tuple(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"x is empty: shape {tuple(x.shape)}")
     bad = ~torch.isfinite(x.detach()).flatten(1)
@@ -191,8 +187,7 @@ def check(x: torch.Tensor, y: torch.Tensor | None = None, image_shape: Sequence[
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must be [{len(x)}], one label per example, got shape {tuple(y.shape)}")
     if (y < 0).any():
-        first = int((y < 0).nonzero()[0])
-        raise ValueError(f"y must not be negative, got {int(y[first])} in example {first}")
+        raise ValueError(f"y must not be negative, got {int(y.min())} in example {int(y.argmin())}")
 
 
 def _area(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -215,12 +210,17 @@ def _balanced(labels: Array, n: int, seed: int) -> Array:
     if not 1 <= n <= len(labels):
         raise ValueError(f"n must be in [1, {len(labels)}], the number of examples there are, got {n}")
     # RandomState's stream is frozen by numpy for good; default_rng's may change between versions.
-    draw = np.random.RandomState(seed).random_sample(len(labels))
-    rank = np.empty(len(labels), dtype=np.int64)  # place of each example in a random order of its own class
+    draw = np.random.RandomState(seed).random_sample(len(labels))  # noqa: NPY002
+    return np.lexsort((draw, _rank(labels, draw)))[:n]  # one of each class, then a second of each class, ...
+
+
+def _rank(labels: Array, draw: Array) -> Array:
+    """Return the place of each example among those of its class, ordered by ``draw``."""
+    rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         rank[members[np.argsort(draw[members], kind="stable")]] = np.arange(len(members))
-    return np.lexsort((draw, rank))[:n]  # one of each class, then a second of each class, ...
+    return rank
 
 
 def _decode(source: _Source, keep: Array, size: int | None, method: Resize) -> torch.Tensor:
@@ -258,11 +258,10 @@ def _fit(pixels: Array, source: _Source, size: int | None, method: Resize) -> to
 
 
 def _read(path: str) -> Array:
-    from PIL import Image
+    from torchvision.datasets.folder import default_loader
 
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+        return np.array(default_loader(path))  # RGB, whatever is stored
     except OSError as error:  # Pillow's own errors are OSErrors, but do not always name the file
         raise ValueError(f"cannot read the image {path}: {error}") from error
 
@@ -285,10 +284,8 @@ def _open(name: str, split: str, root: str | Path | None) -> _Source:
     if split not in inside:
         raise MissingDataError(f"{folder} has no split {split!r}, only {sorted(inside)}")
     samples = datasets.ImageFolder(inside[split]).samples
-    squash = IMAGENETTE_SIDE if name == "imagenette" else None
-    return _Source(
-        np.array([label for _, label in samples], dtype=np.int64), [path for path, _ in samples], 255, squash
-    )
+    labels = np.array([label for _, label in samples], dtype=np.int64)
+    return _Source(labels, [path for path, _ in samples], squash=IMAGENETTE_SIDE if name == "imagenette" else None)
 
 
 def _digits(split: str) -> _Source:
@@ -296,10 +293,7 @@ def _digits(split: str) -> _Source:
 
     found = load_digits()
     labels = found.target.astype(np.int64)
-    rank = np.empty_like(labels)  # place of each example in its class
-    for label in range(10):
-        rank[labels == label] = np.arange((labels == label).sum())
-    # Consecutive digits share their writer, so the test set takes every fourth: 40 of each class.
-    test = (rank % 4 == 3) & (rank < 160)
+    rank = _rank(labels, np.arange(len(labels)))
+    test = (rank % 4 == 3) & (rank < 160)  # every fourth, as neighbours share their writer: 40 of each class
     keep = test if split == "test" else ~test
     return _Source(labels[keep], found.images[keep].astype(np.uint8)[..., None], white=16)
