@@ -1,0 +1,56 @@
+# The book and its proof. `make help` lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# The first Python from 3.11 to 3.13 that can make a virtual environment; override with make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1 \
+	&& { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Worker processes of `make test`, and further arguments for pytest: make test ARGS="-k norms -x"
+JOBS ?= 2
+ARGS ?=
+
+.PHONY: help book test rerun lint format lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+
+# Installs only where requirements.txt has changed since it was last installed.
+$(STAMP): requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python from 3.11 to 3.13 with venv found (on Debian: apt-get install python3-venv); or say make PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+book: $(STAMP) ## build the site, every warning an error
+	$(BIN)/jupyter-book build book --all --warningiserror --nitpick --keep-going --quiet
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+test: $(STAMP) ## run the tests, and every chapter against its stored outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+rerun: $(STAMP) ## execute all chapters, or those in ARGS, and store their outputs
+	OMP_NUM_THREADS=1 $(BIN)/python tools/rerun.py $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(STAMP) ## pin the environment anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	{ sed -n 1,2p requirements.txt; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --upgrade \
+	    --extra book --extra test pyproject.toml && printf '\n-e .\n'; } > requirements.new \
+	  && mv requirements.new requirements.txt || { rm -f requirements.new; exit 1; }
+
+clean: ## remove what was built; the environment stays
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
