@@ -44,8 +44,10 @@ def norm(x: Tensor, q: float) -> Tensor:
         ValueError: if q is below 1, or x has no axis of examples.
     """
     dual(q)  # the same condition on the exponent
-    out: Tensor = torch.linalg.vector_norm(_flat(x), ord=q, dim=1)
-    return out
+    flat = _flat(x)
+    largest = _largest(flat)
+    out: Tensor = torch.linalg.vector_norm(flat / largest, ord=q, dim=1, keepdim=True) * largest
+    return out[:, 0]
 
 
 def steepest(g: Tensor, p: float) -> Tensor:
@@ -66,15 +68,13 @@ def steepest(g: Tensor, p: float) -> Tensor:
         ValueError: if p is below 1, or g has no axis of examples.
     """
     q = dual(p)
+    flat = _flat(g)
     if math.isinf(p):
         return g.sign()
-    flat = _flat(g)
     if p == 1:
         index = flat.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()).view_as(g)
-    # In units of the largest entry, so that no power over- or underflows the whole vector.
-    largest = flat.abs().amax(dim=1, keepdim=True)
-    unit = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
+    unit = flat / _largest(flat)
     direction = unit.sign() * unit.abs() ** (q - 1)
     length = torch.linalg.vector_norm(direction, ord=p, dim=1, keepdim=True)
     return (direction / torch.where(length > 0, length, torch.ones_like(length))).view_as(g)
@@ -95,16 +95,18 @@ def project(delta: Tensor, p: float, eps: float | Tensor) -> Tensor:
         Same shape and dtype as delta; unchanged where it lies inside the ball already.
 
     Raises:
-        ValueError: for another p, a negative radius, or delta without an axis of examples.
+        ValueError: for another p, a negative radius, a wrong number of radii, or delta without an axis of examples.
     """
     flat = _flat(delta)
     radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).reshape(-1, 1)
     if not bool((radius >= 0).all()):
         raise ValueError(f"the radius eps must be at least 0, got {radius.min().item()}")
-    if math.isinf(p):
+    if len(radius) not in (1, len(flat)):
+        raise ValueError(f"eps must be one number, or one for each of the {len(flat)} examples, got {len(radius)}")
+    if p == math.inf:
         return flat.clamp(-radius, radius).view_as(delta)
     if p == 2:
-        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        length = norm(flat, 2)[:, None]
         return (flat * torch.where(length > radius, radius / length, torch.ones_like(length))).view_as(delta)
     if p == 1:
         size = flat.abs()
@@ -146,4 +148,10 @@ def threshold(eps_inf: float, p: float, d: int) -> float:
 def _flat(x: Tensor) -> Tensor:
     if x.ndim < 1:
         raise ValueError("expected examples along the first axis, got a tensor without axes: use x[None]")
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # and not -1, which no examples leave undetermined
+
+
+def _largest(flat: Tensor) -> Tensor:
+    """Size of each row's largest entry, [N, 1], or 1 if that is no unit: no power of flat / it can over- or underflow."""
+    largest = flat.detach().abs().amax(dim=1, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
