@@ -51,10 +51,10 @@ def norm(x: Tensor, q: float) -> Tensor:
 
 
 def steepest(g: Tensor, p: float) -> Tensor:
-    r"""Direction :math:`\delta` of largest :math:`\langle g, \delta \rangle` in the unit l_p ball (Lemma 2 of the paper).
+    r"""Direction :math:`\delta` of largest :math:`\langle g, \delta \rangle` in the unit l_p ball (Lemma 2).
 
-    The maximum is the dual norm :math:`\lVert g \rVert_q`. For p = inf the direction is sign(g); for p = 1 all of it lies
-    on the first largest :math:`|g_i|`; otherwise :math:`\delta_i \propto \mathrm{sign}(g_i) |g_i|^{q-1}`, scaled to
+    The maximum is the dual norm :math:`\lVert g \rVert_q`. For p = inf the direction is sign(g); for p = 1 all
+    of it lies on the first largest :math:`|g_i|`; otherwise :math:`\delta_i \propto \mathrm{sign}(g_i) |g_i|^{q-1}`, scaled to
     :math:`\lVert \delta \rVert_p = 1`. Where a gradient vanishes, every direction is as good, and 0 is returned.
 
     Args:
@@ -83,8 +83,8 @@ def steepest(g: Tensor, p: float) -> Tensor:
 def project(delta: Tensor, p: float, eps: float | Tensor) -> Tensor:
     r"""Euclidean projection of each example onto the l_p ball of radius eps, exact for p = 1, 2 and inf.
 
-    For p = 1 the projection soft-thresholds :math:`|\delta_i|` at the level that leaves a total of eps, found by sorting
-    (Duchi et al., 2008).
+    For p = 1 the projection soft-thresholds :math:`|\delta_i|` at the level that leaves a total of eps, found by
+    sorting (Duchi et al., 2008).
 
     Args:
         delta: [N, ...], the perturbations, in pixel units.
@@ -152,6 +152,6 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _largest(flat: Tensor) -> Tensor:
-    """Size of each row's largest entry, [N, 1], or 1 if that is no unit: no power of flat / it can over- or underflow."""
+    """Size of each row's largest entry, [N, 1], or 1 if that is no unit, so that powers of flat / it stay finite."""
     largest = flat.detach().abs().amax(dim=1, keepdim=True)
     return torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
