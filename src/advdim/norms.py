@@ -53,9 +53,9 @@ def norm(x: Tensor, q: float) -> Tensor:
 def steepest(g: Tensor, p: float) -> Tensor:
     r"""Direction :math:`\delta` of largest :math:`\langle g, \delta \rangle` in the unit l_p ball (Lemma 2).
 
-    The maximum is the dual norm :math:`\lVert g \rVert_q`. For p = inf the direction is sign(g); for p = 1 all
-    of it lies on the first largest :math:`|g_i|`; otherwise :math:`\delta_i \propto \mathrm{sign}(g_i) |g_i|^{q-1}`, scaled to
-    :math:`\lVert \delta \rVert_p = 1`. Where a gradient vanishes, every direction is as good, and 0 is returned.
+    The maximum is the dual norm :math:`\lVert g \rVert_q`. For p = inf the direction is sign(g); for p = 1 all of it
+    lies on the first largest :math:`|g_i|`; otherwise :math:`\delta_i \propto \mathrm{sign}(g_i) |g_i|^{q-1}`, scaled
+    to :math:`\lVert \delta \rVert_p = 1`. Where a gradient vanishes, every direction is as good, and 0 is returned.
 
     Args:
         g: [N, ...], the gradients.
