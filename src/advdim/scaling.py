@@ -69,19 +69,22 @@ def exponent(
         The fitted exponent. With a single seed its interval is nan.
 
     Raises:
-        ValueError: if shapes do not match, fewer than two sizes are given, or a value is not positive and finite.
+        ValueError: if shapes do not match, fewer than two sizes are given, a value is not positive and finite, or
+            the confidence is no level.
     """
     sizes = np.asarray(d, float)
     table = np.asarray(values, float)
     table = table[:, None] if table.ndim == 1 else table
     if sizes.ndim != 1 or table.ndim != 2 or len(sizes) != len(table):
         raise ValueError(f"expected d of shape [S] and values [S, seeds], got {sizes.shape} and {table.shape}")
-    if len(np.unique(sizes)) != len(sizes) or len(sizes) < 2 or not (sizes > 0).all():
-        raise ValueError(f"a slope needs at least two distinct positive sizes, got d = {sizes.tolist()}")
+    if len(np.unique(sizes)) != len(sizes) or len(sizes) < 2 or not (np.isfinite(sizes) & (sizes > 0)).all():
+        raise ValueError(f"a slope needs at least two distinct positive finite sizes, got d = {sizes.tolist()}")
     if table.shape[1] < 1 or not (np.isfinite(table) & (table > 0)).all():
         bad = np.argwhere(~(np.isfinite(table) & (table > 0)))
         where = f"values[{bad[0][0]}, {bad[0][1]}] = {table[tuple(bad[0])]}" if len(bad) else "no seed at all"
         raise ValueError(f"a power law needs positive finite values, got {where}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"the level of confidence lies between 0 and 1, got {confidence}")
     order = np.argsort(sizes)
     sizes, table = sizes[order], table[order]
     log_d = np.log(sizes)
