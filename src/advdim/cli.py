@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -10,18 +11,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``advdim ARGV`` and return the exit status: 0 done, 1 failed (one line on stderr says why), 2 misused."""
     parser = argparse.ArgumentParser(prog="advdim", description="Adversarial vulnerability and input dimension.")
     groups = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in (_register_data,):
+    for register in (_register_data, _register_experiments):
         register(groups)
     arguments = parser.parse_args(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except (OSError, ValueError) as error:
         print("advdim:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("advdim: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _register_data(groups: Any) -> None:
@@ -71,3 +71,73 @@ def _data_where(arguments: argparse.Namespace) -> None:
 
     root, setting = locate(arguments.root)
     print(f"{root} ({setting})")
+
+
+def _register_experiments(groups: Any) -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("experiment", help="the experiment: initialisation")
+    shared.add_argument("--data", default="digits", help="data set (default: digits), see `advdim data list`")
+    shared.add_argument("--scale", choices=("quick", "paper"), default="quick", help="default: quick")
+    shared.add_argument("--runs", default="runs", metavar="DIR", help="folder of the points' files (default: runs)")
+
+    run = groups.add_parser("run", parents=[shared], help="measure the points of an experiment that are not there yet")
+    run.add_argument("--device", help="cpu, cuda or mps (default: the best at hand)")
+    run.add_argument("--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder")
+    run.set_defaults(command=_run)
+
+    status = groups.add_parser("status", parents=[shared], help="count the points that are done, failed and to do")
+    status.set_defaults(command=_status)
+
+    record = groups.add_parser("record", parents=[shared], help="write the points that are done into one sorted file")
+    record.add_argument("--out", metavar="FILE", help="default: the package's own records")
+    record.set_defaults(command=_record)
+
+
+def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
+    from .experiments.grids import GRIDS
+
+    if arguments.experiment not in GRIDS:
+        raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
+    return GRIDS[arguments.experiment](arguments.scale, arguments.data), Path(arguments.runs) / arguments.experiment
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    return f"advdim run {arguments.experiment} --data {arguments.data} --scale {arguments.scale}"
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from . import device
+    from .experiments import engine
+
+    points, folder = _points(arguments)
+    where = torch.device(arguments.device) if arguments.device else device()
+    root = Path(arguments.root) if arguments.root else None
+    failed = engine.run(points, folder, device=where, command=_command(arguments), root=root)
+    _status(arguments)
+    return 1 if failed else 0
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from .experiments import spec, store
+
+    points, folder = _points(arguments)
+    states = [(store.load(folder, spec.key(p)) or {"status": "to do"}) for p in points]
+    counts = {state: sum(s["status"] == state for s in states) for state in ("done", "failed", "to do")}
+    print(f"{folder}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    for p, state in zip(points, states, strict=True):
+        if state["status"] == "failed":
+            print(f"  failed: {p}: {state['error']}")
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    from .experiments import spec, store
+
+    points, folder = _points(arguments)
+    name = f"{arguments.experiment}-{arguments.data}.jsonl"
+    out = Path(arguments.out) if arguments.out else Path(store.__file__).parent / "recorded" / name
+    records = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
+    header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
+    store.write_record(out, header, records)
+    print(f"{len(records)} points recorded in {out}")

@@ -49,7 +49,7 @@ def input_gradients(
         x: [N, C, H, W], floating point, in pixel units.
         y: [N], int64 labels.
         loss: a loss per example; default the cross-entropy, ``logit`` for an output of the network.
-        batch_size: images per pass; default all that keep a pass below about 400 MB of images and a typical net's maps.
+        batch_size: images per pass; default as many as run fast at this image size on this device.
         dtype: measure in this dtype, with a copy of the model; default that of x, which must then be the model's.
 
     Returns:
@@ -184,8 +184,10 @@ class _frozen:
 
 def _batches(*tensors: Tensor, batch_size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
-    if batch_size is None:  # 64 channels of activations and their gradients, per image
-        batch_size = max(1, 400_000_000 // max(1, 2 * 64 * first.element_size() * first[0, 0].numel()))
+    if batch_size is None:
+        # On a CPU, keep a map of 64 channels below the 32 MiB past which glibc maps each tensor's memory anew.
+        room = 24 * 2**20 if first.device.type == "cpu" else 2**30
+        batch_size = max(1, room // max(1, 64 * first.element_size() * first[0, 0].numel()))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     yield from zip(*(torch.split(t, batch_size) for t in tensors), strict=True)

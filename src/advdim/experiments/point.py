@@ -1,0 +1,70 @@
+"""Measuring one point of an experiment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import data, measure, models, norms
+from .spec import AtInitialisation, Images
+
+#: Metrics of a point: per name, one value per seed.
+Metrics = dict[str, list[float]]
+
+#: Images of the training split that set the running statistics of batch-norm.
+CALIBRATION = 128
+
+
+def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) -> Metrics:
+    r"""Gradient norms, their support and one-step damage of a network at initialisation, averaged over images.
+
+    Metrics, one value per seed: ``l1``, ``l2``, ``linf``, means over images of :math:`\lVert \nabla_x L \rVert_q`;
+    ``support``, the mean share of gradient entries that are not 0; ``damage_EPS``, for each size of attack, the mean
+    damage of the one-step l_inf attack divided by eps.
+
+    Args:
+        spec: the point.
+        device: where to measure.
+        root: the data folder, see :func:`advdim.data.root`.
+
+    Raises:
+        ValueError: if a gradient is not finite.
+    """
+    x, y = (t.to(device) for t in _load(spec.images, root))
+    x = x.contiguous(memory_format=torch.channels_last)  # 2 to 3 times faster for the wide convolutions
+    calibration = None
+    if spec.network.batch_norm:
+        calibration = _load(Images(**{**asdict(spec.images), "split": "train", "n": CALIBRATION}), root)[0].to(device)
+    metrics: Metrics = {}
+    for seed in range(spec.seeds):
+        net = models.build(**asdict(spec.network), image_shape=x.shape[1:], classes=10, seed=seed)
+        net = net.to(device, memory_format=torch.channels_last)
+        if calibration is not None:
+            models.calibrate_batch_norm(net, calibration)
+        g = measure.input_gradients(net, x, y)
+        values = {
+            "l1": norms.norm(g, 1).mean(),
+            "l2": norms.norm(g, 2).mean(),
+            "linf": norms.norm(g, math.inf).mean(),
+            "support": (g != 0).double().mean(),
+            **{f"damage_{eps:g}": _damage(net, x, y, g, eps) for eps in spec.eps},
+        }
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} = {value} at seed {seed}")
+            metrics.setdefault(name, []).append(float(value))
+    return metrics
+
+
+def _load(images: Images, root: Path | None) -> tuple[Tensor, Tensor]:
+    return data.load(
+        images.data, images.split, size=images.size, resize=images.resize, n=images.n, seed=images.seed, root=root
+    )
+
+
+def _damage(net: models.Net, x: Tensor, y: Tensor, g: Tensor, eps: float) -> Tensor:
+    return measure.damage(net, x, y, x + eps * norms.steepest(g, math.inf)).mean() / eps

@@ -1,0 +1,81 @@
+"""What an experiment's points are: frozen dataclasses of names and numbers, with a stable hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Resize = Literal["copy", "bilinear", "area"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A class-balanced sample of a data set at one size; see :func:`advdim.data.load` for the fields."""
+
+    data: str
+    size: int
+    resize: Resize
+    n: int
+    split: str = "test"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network but for its seed and image shape; see :func:`advdim.models.build` for the fields."""
+
+    name: str
+    init: str = "he"
+    width: int = 64
+    depth: int | None = None
+    readout: str | None = None
+    pooling: str | None = None
+    padding: str | None = None
+    batch_norm: bool = False
+    normalise: str | None = None
+    base_size: int | None = None
+
+    def __str__(self) -> str:
+        options = [self.readout, self.pooling, self.padding, "batch-norm" if self.batch_norm else None, self.init]
+        return " ".join([self.name, *(option for option in options if option)])
+
+
+@dataclass(frozen=True)
+class AtInitialisation:
+    """One point of the experiment ``initialisation``: a network on images of one size, over seeds of its weights.
+
+    Attributes:
+        images: what is measured on.
+        network: what is measured.
+        seeds: number of seeds, counted from 0.
+        eps: sizes of the one-step l_inf attacks whose damage is measured, in pixel units.
+    """
+
+    images: Images
+    network: Network
+    seeds: int
+    eps: tuple[float, ...] = (1e-4, 4e-3)
+    experiment: str = "initialisation"
+
+    def __str__(self) -> str:
+        return f"{self.images.data} {self.images.size} px {self.images.resize}, {self.network}"
+
+
+def as_dict(spec: AtInitialisation) -> dict[str, Any]:
+    """The spec as JSON has it: fields that are None are left out, so that a new option keeps old hashes."""
+    compact: dict[str, Any] = _compact(asdict(spec))
+    return compact
+
+
+def key(spec: AtInitialisation) -> str:
+    """Stable name of a point: 12 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(as_dict(spec), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _compact(v) for k, v in value.items() if v is not None}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,102 @@
+"""Results on disk: one JSON file per point while an experiment runs, one text file per experiment in the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def save(folder: Path, name: str, record: Record) -> None:
+    """Write a record atomically as ``folder/name.json``: whatever happens, the file is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / f"{name}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def load(folder: Path, name: str) -> Record | None:
+    """The record of a point, or None if there is none.
+
+    Raises:
+        ValueError: if the file is not a record; the message names it.
+    """
+    path = folder / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no readable record ({error}): delete it to measure the point again") from error
+    if not isinstance(record, dict) or not {"spec", "status"} <= record.keys():
+        raise ValueError(f"{path} has no spec and status: delete it to measure the point again")
+    return record
+
+
+def write_record(path: Path, header: Record, points: list[Record]) -> None:
+    """Write the compact record of an experiment: a header line, then one line per point, sorted.
+
+    Args:
+        path: the text file, JSON lines.
+        header: what all points share.
+        points: the records of points; what equals the header's is left out of the lines.
+
+    Raises:
+        ValueError: if there are no points, or one of them is not done.
+    """
+    if not points:
+        raise ValueError(f"no points to record in {path.name}")
+    undone = [p for p in points if p["status"] != "done"]
+    if undone:
+        raise ValueError(f"{len(undone)} points are not done, the first of them {undone[0]['spec']}: run them again")
+    lines = sorted(json.dumps(_rounded(p), sort_keys=True, separators=(", ", ": ")) for p in points)
+    _write(path, "\n".join([json.dumps(header, sort_keys=True), *lines]) + "\n")
+
+
+def read_record(text: str) -> tuple[Record, list[Record]]:
+    """Header and points of the text that :func:`write_record` wrote."""
+    header, *points = (json.loads(line) for line in text.splitlines())
+    return header, points
+
+
+def recorded(name: str) -> tuple[Record, list[Record]]:
+    """Header and points of a recorded experiment, as committed with the package.
+
+    Args:
+        name: "EXPERIMENT-DATA", for example "initialisation-cifar10-jpeg".
+
+    Raises:
+        FileNotFoundError: if there is no such record; the message lists those that there are.
+    """
+    folder = resources.files("advdim.experiments") / "recorded"
+    file = folder / f"{name}.jsonl"
+    if not file.is_file():
+        known = sorted(f.name.removesuffix(".jsonl") for f in folder.iterdir() if f.name.endswith(".jsonl"))
+        raise FileNotFoundError(f"no record {name!r}: there are {', '.join(known) or 'none'}")
+    return read_record(file.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six significant digits: more is not reproducible, and the diffs stay readable."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
