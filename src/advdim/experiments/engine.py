@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data
+from .. import data, folders
 from . import point, store
 from .spec import AtInitialisation, as_dict, key
 
@@ -33,6 +33,7 @@ def run(
         The number of points that failed.
 
     Raises:
+        MissingDataError: if the data set is not there.
         ValueError: if a file of the folder is not a record.
     """
     from tqdm import tqdm
@@ -47,6 +48,8 @@ def run(
         record: store.Record = {"spec": as_dict(spec)}
         try:
             record |= {"status": "done", "metrics": point.run(spec, device, root)}
+        except folders.MissingDataError:
+            raise  # every other point would fail of it too
         except Exception as error:  # kept with the point: one failure must not end the sweep
             failed += 1
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}

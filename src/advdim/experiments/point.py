@@ -42,7 +42,7 @@ def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) 
     metrics: Metrics = {}
     for seed in range(spec.seeds):
         net = models.build(**asdict(spec.network), image_shape=x.shape[1:], classes=10, seed=seed)
-        net = net.to(device, memory_format=torch.channels_last)
+        net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if calibration is not None:
             models.calibrate_batch_norm(net, calibration)
         g = measure.input_gradients(net, x, y)
