@@ -35,7 +35,7 @@ class Drawn:
 
     Attributes:
         variance: of each weight, as it acts in the forward pass.
-        total: sum of the weights right after drawing, by which a later change is noticed.
+        total: :func:`weight_total` right after drawing, by which a later change is noticed.
     """
 
     variance: float
@@ -67,8 +67,12 @@ def in_degree(layer: nn.Linear | nn.Conv2d) -> int:
 
 
 def weight_total(layer: nn.Linear | nn.Conv2d) -> float:
-    """Sum of a layer's weights in float64, the fingerprint that :class:`Drawn` keeps."""
-    return float(layer.weight.detach().double().sum())
+    """Sum of a layer's weights in float64, each times a sign and size of its own: the fingerprint in :class:`Drawn`.
+
+    The plain sum would not do: a gradient step on the cross-entropy leaves that of a readout's weights as it was.
+    """
+    weight = layer.weight.detach().cpu().double().flatten()
+    return float(weight @ torch.arange(1, len(weight) + 1, dtype=torch.float64).cos())
 
 
 def he_(model: nn.Module, generator: torch.Generator) -> None:
@@ -95,7 +99,7 @@ def ntk_(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def mup_(model: nn.Module, generator: torch.Generator) -> None:
-    """muP at initialisation: as :func:`he_`, with a readout of variance 2 / (in-degree x width).
+    """The initialisation of muP: as :func:`he_`, with a readout of variance 2 / (in-degree x width).
 
     The width is the number of channels (or hidden units) that enter the readout.
     """
@@ -109,6 +113,7 @@ def mup_(model: nn.Module, generator: torch.Generator) -> None:
 def torch_(model: nn.Module, generator: torch.Generator) -> None:
     """PyTorch's default: weights and biases uniform in +-1 / sqrt(in-degree)."""
     for layer in weight_layers(model):
+        _refuse_parametrised(layer)
         bound = 1 / math.sqrt(in_degree(layer))
         nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
         if layer.bias is not None:
@@ -126,7 +131,16 @@ RULES: dict[str, Callable[[nn.Module, torch.Generator], None]] = {
 }
 
 
+def _refuse_parametrised(layer: nn.Linear | nn.Conv2d) -> None:
+    if parametrize.is_parametrized(layer, "weight"):
+        raise ValueError(
+            f"the weight of {type(layer).__name__} is parametrised (by ntk, say), and drawing it would change nothing: "
+            "build the network anew"
+        )
+
+
 def _gaussian_(layer: nn.Linear | nn.Conv2d, variance: float, generator: torch.Generator) -> None:
+    _refuse_parametrised(layer)
     nn.init.normal_(layer.weight, std=math.sqrt(variance), generator=generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
