@@ -210,7 +210,7 @@ def _balanced(labels: Array, n: int, seed: int) -> Array:
     if not 1 <= n <= len(labels):
         raise ValueError(f"n must be in [1, {len(labels)}], the number of examples there are, got {n}")
     # RandomState's stream is frozen by numpy for good; default_rng's may change between versions.
-    draw = np.random.RandomState(seed).random_sample(len(labels))  # noqa: NPY002
+    draw = np.random.RandomState(seed).random_sample(len(labels))
     return np.lexsort((draw, _rank(labels, draw)))[:n]  # one of each class, then a second of each class, ...
 
 
