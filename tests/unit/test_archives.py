@@ -314,7 +314,7 @@ sys.modules["advdim"] = package
 from advdim import archives
 """
 
-# Forks once for every k, and kills the child by SIGKILL at its k-th step on files below the root.
+# Forks once for every k, and kills the child by SIGKILL just before its k-th change of the file system.
 KILLER = """
 import json, os, shutil, signal, pathlib
 root, one, two, exchange = sys.argv[1:]
@@ -325,7 +325,8 @@ def child(k):
     steps = 0
     def hook(event, arguments):
         nonlocal steps
-        if event.split(".")[0] in ("open", "os", "shutil", "ctypes") and any(root in str(a) for a in arguments):
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.mkdir", "os.rename", "os.link", "os.chmod", "os.remove", "os.rmdir", "ctypes.dlsym"):
             steps += 1
             if steps == k:
                 os.kill(os.getpid(), signal.SIGKILL)
