@@ -105,12 +105,13 @@ def predicted_norms(model: nn.Module) -> dict[float, float]:
     return {1: math.sqrt(2 / math.pi) * float(v.sqrt().sum()), 2: math.sqrt(float(v.sum()))}
 
 
-def check_assumptions(model: nn.Module) -> Assumptions:
+def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> Assumptions:
     """Which of the assumptions (H1) to (H5) and (S) of Theorems 4 and 5 a freshly built network meets, and why not.
 
     Args:
         model: a network of :func:`advdim.models.build`, or a sequential one of the same kinds of layers. Weights that
             :mod:`advdim.initialise` has drawn are compared with what they were; of others, the sample variance is judged.
+        image_shape: (C, H, W); default ``model.image_shape``.
 
     Returns:
         The six judgements, printable.
@@ -129,7 +130,7 @@ def check_assumptions(model: nn.Module) -> Assumptions:
             _variances(model, averages, norms),
             _between_layers(model, norms),
             _within_neurons(model, averages),
-            _symmetry(model),
+            _symmetry(model, image_shape),
         )
     )
 
@@ -287,8 +288,8 @@ def _within_neurons(model: nn.Module, averages: list[nn.AvgPool2d]) -> Assumptio
     return Assumption("H5", "holds", "the weights of a neuron were drawn independently")
 
 
-def _symmetry(model: nn.Module) -> Assumption:
-    v = path_second_moment(model)
+def _symmetry(model: nn.Module, image_shape: tuple[int, ...] | None) -> Assumption:
+    v = path_second_moment(model, image_shape)
     if float(v.max() - v.min()) < 1e-9 * float(v.max()):
         return Assumption("S", "holds", "the path sums of all pixels are equal")
     share = float(v.sqrt().sum() / (v.numel() * v.sum()).sqrt())
