@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -98,18 +100,22 @@ def build(
             it, or "none" (it does not). Default: as in the paper, "stride" for conv_strided and "max" for conv_dilated.
         padding: of the convolutions, "reflect" (default), "zeros" or "circular".
         batch_norm: whether each hidden layer has one (then without bias). The paper's nets have.
-        normalise: None; "batch", a batch-norm on the images as in section 4.1; or (mean, std), each [C], in pixel units.
-        base_size: image size at which conv_dilated has dilation 1; default 32, or the size itself where that is smaller.
+        normalise: None; "batch", a batch-norm on the images as in section 4.1; or (mean, std), each [C], in pixel
+            units.
+        base_size: image size at which conv_dilated has dilation 1; default 32, or the size itself if that is smaller.
 
     Returns:
         The network on the CPU in float32 and in eval mode; images [N, C, H, W] in [0, 1] to logits [N, classes].
 
     Raises:
-        ValueError: for an unknown name or choice, or images too small for the depth and padding.
+        ValueError: for an unknown name or choice, a number below 1, or images too small for the depth and padding.
     """
     channels, height, side = _check_shape(image_shape)
     _choose("name", name, ("mlp", "conv_strided", "conv_dilated"))
     _choose("init", init, tuple(initialise.RULES))
+    for what, number in (("classes", classes), ("width", width), ("depth", 1 if depth is None else depth)):
+        if number < 1:
+            raise ValueError(f"{what} must be at least 1, got {number}")
     layers = _normalisation(normalise, channels)
     if name == "mlp":
         if (readout, pooling, padding, base_size) != (None, None, None, None):
@@ -189,11 +195,9 @@ def _normalisation(normalise: str | tuple[Tensor, Tensor] | None, channels: int)
 
 
 def _mlp(d: int, classes: int, width: int, depth: int, batch_norm: bool) -> list[nn.Module]:
-    if depth < 1:
-        raise ValueError(f"an mlp needs depth at least 1, got {depth}")
     layers: list[nn.Module] = [nn.Flatten()]
     sizes = [d] + [width] * (depth - 1)
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers.append(nn.Linear(before, after, bias=not batch_norm))
         layers += [nn.BatchNorm1d(after)] if batch_norm else []
         layers.append(nn.ReLU())
@@ -218,15 +222,13 @@ def _trunk(
     batch_norm: bool,
 ) -> tuple[list[nn.Module], int]:
     layers: list[nn.Module] = []
-    if not halving:
-        raise ValueError("a conv net needs depth at least 1, got 0")
     windows = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
     for i, halve in enumerate(halving):
         reach = dilation if padding == "reflect" else dilation - 1
         if (padding != "zeros" and side <= reach) or (halve and pooling != "none" and side < 2):
             raise ValueError(
                 f"the image is {side} px wide before layer {i + 1} of {len(halving)}, too small for {padding} padding "
-                f"by {dilation} and {pooling} pooling: use a larger image or depth = {i}"
+                f"by {dilation} and {pooling} pooling: use a larger image" + (f" or depth = {i}" if i else "")
             )
         stride = 2 if halve and pooling == "stride" else 1
         layers.append(
