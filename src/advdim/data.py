@@ -157,7 +157,7 @@ def check(x: torch.Tensor, y: torch.Tensor | None = None, image_shape: Sequence[
     """Refuse inputs from which no measurement can come. Values outside [0, 1] are allowed.
 
     Args:
-        x: images [N, C, H, W], or [N, *image_shape] if that is given; floating point, finite.
+        x: images [N, C, H, W], or ``[N, *image_shape]`` if that is given; floating point, finite.
         y: labels, int64 [N], none negative.
         image_shape: the shape that one example must have.
 

@@ -3,15 +3,15 @@ r"""Initialisations of a network's weights, each drawn from an explicit generato
 The in-degree of a neuron is the number of its inputs: the columns of a linear layer, channels x kernel area of a
 convolution. Every rule draws independent weights of mean 0; they differ in the variance, and the last row in the law:
 
-========= ============================================== ==============================================
-rule      variance of hidden weights                     variance of the readout's weights
-========= ============================================== ==============================================
-he        2 / in-degree (assumption H3)                  2 / in-degree (H3 to the letter)
-he_unit   2 / in-degree                                  1 / in-degree (outputs of unit gain)
-ntk       2 / in-degree, as sqrt(2 / in-degree) x N(0, 1) the same
-mup       2 / in-degree                                  2 / (in-degree x width)
-torch     1 / (3 in-degree), uniform, with biases        the same
-========= ============================================== ==============================================
+========= ================================================ ======================================
+rule      variance of hidden weights                       variance of the readout's weights
+========= ================================================ ======================================
+he        2 / in-degree (assumption H3)                    2 / in-degree (H3 to the letter)
+he_unit   2 / in-degree                                    1 / in-degree (outputs of unit gain)
+ntk       2 / in-degree, as sqrt(2 / in-degree) x N(0, 1)  the same
+mup       2 / in-degree                                    2 / (in-degree x width)
+torch     1 / (3 in-degree), uniform, with biases          the same
+========= ================================================ ======================================
 
 Biases are 0, except under ``torch``. ``ntk`` starts from the same function as ``he`` and differs in what training then
 does (Jacot et al., 2018). ``mup`` is the maximal-update parametrisation (Yang & Hu, 2021) at initialisation, with the
