@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,14 @@ def path_second_moment(model: nn.Module, image_shape: tuple[int, ...] | None = N
     r"""Second moment :math:`\mathbb{E}\,(\partial f_k / \partial x_i)^2` by counting paths (proof of Theorem 5).
 
     The sum over all paths from :math:`x_i` to :math:`f_k` of the product, along the path, of the weights' variances and
-    of the chances that the gates are open. It is computed by one backward pass through the network in which every weight
-    is replaced by its variance and every gate by its chance.
+    of the chances that the gates are open. It is computed by one backward pass through the network in which every
+    weight is replaced by its variance and every gate by its chance.
 
     Exact for ReLU networks at any width if no neuron averages others (convolutions of any stride, dilation and padding
     with a fully connected readout). For the rest it is the value under gates that are independent of the weights: an
-    average over k inputs keeps 1/k of the mass, and a maximum over k inputs keeps one of them, each with chance 1/k. Real
-    maxima prefer large inputs, which leaves more gates open than half: the value is then a lower one, of the right order
-    in d.
+    average over k inputs keeps 1/k of the mass, and a maximum over k inputs keeps one of them, each with chance 1/k.
+    Real maxima prefer large inputs, which leaves more gates open than half: the value is then a lower one, of the right
+    order in d.
 
     Args:
         model: a sequential network of the layers that :func:`advdim.models.build` uses. Batch-norm acts through its
@@ -110,7 +111,7 @@ def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = No
 
     Args:
         model: a network of :func:`advdim.models.build`, or a sequential one of the same kinds of layers. Weights that
-            :mod:`advdim.initialise` has drawn are compared with what they were; of others, the sample variance is judged.
+            :mod:`advdim.initialise` has drawn are compared with what they were; of others, the sample variance counts.
         image_shape: (C, H, W); default ``model.image_shape``.
 
     Returns:
@@ -153,6 +154,8 @@ def _layers(model: nn.Module) -> list[nn.Module]:
         if not isinstance(layer, known):
             names = ", ".join(kind.__name__.lstrip("_") for kind in known)
             raise TypeError(f"the paths through {type(layer).__name__} are not known here: use {names}")
+        if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and (layer.padding not in (0, (0, 0)) or layer.ceil_mode):
+            raise TypeError(f"the paths through windows over the border are not known here: {layer}")
     if not any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
         raise TypeError("the network has no weights")
     return layers
@@ -215,9 +218,7 @@ def _gates(
     norms: list[nn.modules.batchnorm._BatchNorm],
 ) -> Assumption:
     weighted = [i for i, m in enumerate(layers) if isinstance(m, nn.Linear | nn.Conv2d)]
-    bare = [
-        i for i, j in zip(weighted, weighted[1:], strict=False) if not any(isinstance(m, nn.ReLU) for m in layers[i:j])
-    ]
+    bare = [i for i, j in pairwise(weighted) if not any(isinstance(m, nn.ReLU) for m in layers[i:j])]
     if bare:
         return Assumption("H1", "fails", f"layer {bare[0]} has no ReLU before the next weights")
     if averages:
@@ -241,7 +242,7 @@ def _variances(
         weight = layer.weight.detach().double()
         square, n = weight.square(), weight.numel()
         error = float(square.std()) / math.sqrt(n) if n > 1 else math.inf
-        if abs(float(square.mean()) - 2 / in_degree(layer)) > 5 * error + 1e-12:
+        if abs(float(square.mean()) - 2 / in_degree(layer)) > 5 * error + 1e-6 / in_degree(layer):
             ratios[i] = float(square.mean()) * in_degree(layer) / 2
         if abs(float(weight.mean())) > 5 * math.sqrt(float(square.mean()) / n):
             why.append(f"the mean of weight layer {i} is {float(weight.mean()):.2g}, not 0")
@@ -256,11 +257,8 @@ def _variances(
         why.append("the weights of an average are fixed, of mean 1/k")
     if norms:
         why.append("batch-norm rescales the weights")
-    return (
-        Assumption("H3", "fails", "; ".join(why))
-        if why
-        else Assumption("H3", "holds", "mean 0, variance 2 / in-degree")
-    )
+    status, reason = ("fails", "; ".join(why)) if why else ("holds", "mean 0, variance 2 / in-degree")
+    return Assumption("H3", status, reason)
 
 
 def _changed(model: nn.Module) -> bool:
