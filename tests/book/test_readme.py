@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 import readme_figure
 
@@ -31,6 +32,17 @@ def test_the_example_prints_what_is_shown_below_it():
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "README.md", "exec"), {})
     assert printed.getvalue() == shown
+
+
+def test_the_example_is_that_of_the_preface():
+    (example,) = blocks("python")
+    cells = [
+        cell.source for cell in nbformat.read(readme_figure.CHAPTER, as_version=4).cells if cell.cell_type == "code"
+    ]
+    without_comments = [
+        re.sub(r" +#.*", "", code).strip() for code in (example.split("import advdim as ad\n")[1], cells[-1])
+    ]
+    assert without_comments[0] == without_comments[1]
 
 
 def test_every_make_target_exists():

@@ -1,0 +1,241 @@
+"""The site as a reader sees it: built strictly, opened from the disk in a browser that can reach nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import repository
+
+ROOT = Path(__file__).parents[2]
+WIDTHS = (1280, 390)
+SCHEMES = ("light", "dark")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+STATE = """async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const text = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let raw = [];
+  while (text.nextNode()) {
+    const parent = text.currentNode.parentElement;
+    const left = /\\\\\\(|\\\\\\[|\\$\\$/.test(text.currentNode.data);
+    if (left && !parent.closest("script, style, pre, code, mjx-container"))
+      raw.push(text.currentNode.data.slice(0, 80));
+  }
+  return {
+    written: all(".math").length,
+    typeset: all("mjx-container").length,
+    merrors: all("mjx-merror, [data-mml-node=merror]").length,
+    raw,
+    unloaded: all("img").filter((i) => !i.complete || i.naturalWidth === 0).map((i) => i.src),
+    dimmed: all(".cell_output img").filter((i) => getComputedStyle(i).filter !== "none").map((i) => i.src),
+    theme: document.documentElement.dataset.theme,
+  };
+}"""
+
+#: What reaches over the right edge of the window, unless it can be scrolled there in a box of its own.
+OVERFLOW = """() => {
+  const width = document.documentElement.clientWidth;
+  const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+  const inBox = (e) => {
+    for (let box = e; box && box !== document.body; box = box.parentElement)
+      if (scrolls(box) && box.getBoundingClientRect().right <= width + 1) return true;
+    return false;
+  };
+  const seen = [...document.querySelectorAll("article *")].filter((e) => e.getClientRects().length);
+  const outside = seen.filter((e) => e.getBoundingClientRect().right > width + 1 && !inBox(e));
+  const clipped = seen.filter((e) => e.matches("mjx-container[display=true]")
+    && e.scrollWidth > e.clientWidth + 1 && !inBox(e));
+  return {
+    page: document.scrollingElement.scrollWidth - width,
+    outside: outside.map((e) => e.tagName + " " + e.textContent.slice(0, 60)),
+    clipped: clipped.map((e) => e.textContent.slice(0, 60)),
+  };
+}"""
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fresh build, in which every warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    book = Path(sys.executable).with_name("jupyter-book")
+    command = [
+        book,
+        "build",
+        "book",
+        "--path-output",
+        folder,
+        "--warningiserror",
+        "--nitpick",
+        "--keep-going",
+        "--quiet",
+    ]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert build.returncode == 0, build.stdout + build.stderr
+    return folder / "_build" / "html"
+
+
+def pages(site: Path) -> list[Path]:
+    """Every page, less those that only redirect or that the theme's own assets hold."""
+    return sorted(path for path in site.glob("*.html") if path.name != "index.html")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, the system's own."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        reason = f"no browser found, of {', '.join(BROWSERS)}; on Debian: apt-get install chromium"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """What happened while a page was open, and what its scripts say of it at each width."""
+
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
+    overflow: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def visit(browser: Any, url: str, scheme: str) -> Visit:
+    """Opens a page with every request to elsewhere aborted, and reads it at every width."""
+    seen = Visit()
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=scheme)
+
+    def route(route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            seen.outside.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", route)
+    page.on("console", lambda message: message.type in ("error", "warning") and seen.errors.append(message.text))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("requestfailed", lambda request: seen.errors.append(f"failed: {request.url}"))
+    page.goto(url, wait_until="load")
+    page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
+    seen.state = page.evaluate(STATE)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        seen.overflow[width] = page.evaluate(OVERFLOW)
+    page.close()
+    return seen
+
+
+@pytest.fixture(scope="session")
+def visits(site: Path, chromium: Any) -> dict[tuple[str, str], Visit]:
+    """Every page, in light and in dark mode."""
+    return {(page.name, mode): visit(chromium, page.as_uri(), mode) for page in pages(site) for mode in SCHEMES}
+
+
+def found(visits: dict[tuple[str, str], Visit], what: Any) -> dict[tuple[str, str], Any]:
+    """The pages where there is something to find."""
+    return {page: what(seen) for page, seen in visits.items() if what(seen)}
+
+
+@pytest.mark.browser
+def test_no_page_asks_for_anything_outside_the_site(visits: dict[tuple[str, str], Visit]) -> None:
+    assert len(visits) >= 2 * len(repository.chapters(ROOT)) > 0
+    assert found(visits, lambda seen: seen.outside) == {}
+
+
+@pytest.mark.browser
+def test_no_page_logs_an_error(visits: dict[tuple[str, str], Visit]) -> None:
+    assert found(visits, lambda seen: seen.errors) == {}
+
+
+@pytest.mark.browser
+def test_every_formula_is_typeset(visits: dict[tuple[str, str], Visit]) -> None:
+    assert sum(seen.state["written"] for seen in visits.values()) > 0
+    assert {k: s.state for k, s in visits.items() if s.state["written"] != s.state["typeset"]} == {}
+    assert found(visits, lambda seen: seen.state["merrors"]) == {}
+    assert found(visits, lambda seen: seen.state["raw"]) == {}
+
+
+@pytest.mark.browser
+def test_nothing_reaches_over_the_edge_of_the_window(visits: dict[tuple[str, str], Visit]) -> None:
+    for width in WIDTHS:
+        assert found(visits, lambda seen, width=width: seen.overflow[width]["page"] > 0) == {}, width
+        assert found(visits, lambda seen, width=width: seen.overflow[width]["outside"]) == {}, width
+        assert found(visits, lambda seen, width=width: seen.overflow[width]["clipped"]) == {}, width
+
+
+@pytest.mark.browser
+def test_figures_load_and_are_not_dimmed_in_dark_mode(visits: dict[tuple[str, str], Visit]) -> None:
+    assert {seen.state["theme"] for (_, mode), seen in visits.items() if mode == "dark"} == {"dark"}
+    assert found(visits, lambda seen: seen.state["unloaded"]) == {}
+    assert found(visits, lambda seen: seen.state["dimmed"]) == {}
+
+
+class Links(HTMLParser):
+    """The links, ids and images of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.undescribed: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids |= {value for key in ("id", "name") if (value := given.get(key))}
+        self.links += [value for key in ("href", "src") if (value := given.get(key))]
+        if tag == "img" and not given.get("alt"):
+            self.undescribed.append(given.get("src") or "an image")
+
+
+@pytest.fixture(scope="session")
+def parsed(site: Path) -> dict[Path, Links]:
+    """Every page, read."""
+    read = {}
+    for page in site.glob("*.html"):
+        read[page] = Links()
+        read[page].feed(page.read_text(encoding="utf-8"))
+    return read
+
+
+def test_internal_links_lead_somewhere(parsed: dict[Path, Links]) -> None:
+    broken = []
+    for page, links in parsed.items():
+        for link in links.links:
+            if link.split(":")[0] in ("http", "https", "mailto", "data", "javascript"):
+                continue
+            target, fragment = urldefrag(link)
+            file = (page.parent / unquote(target.split("?")[0])).resolve() if target else page
+            if not file.exists() or (fragment and file in parsed and unquote(fragment) not in parsed[file].ids):
+                broken.append(f"{page.name} -> {link}")
+    assert broken == []
+
+
+def test_every_image_is_described(parsed: dict[Path, Links]) -> None:
+    assert {page.name: links.undescribed for page, links in parsed.items() if links.undescribed} == {}
+
+
+def test_every_chapter_opens_in_colab(parsed: dict[Path, Links], site: Path) -> None:
+    repo = repository.read(ROOT)
+    for chapter in repository.chapters(ROOT):
+        path = f"{repo.owner}/{repo.name}/blob/{repo.branch}/book/{chapter.name}"
+        links = parsed[site / f"{chapter.stem}.html"].links
+        assert f"https://colab.research.google.com/github/{path}" in links, chapter.name
