@@ -1,7 +1,7 @@
 """Measurements on a model: per-example input gradients and their norms, losses, damage, vulnerability.
 
-All take images in pixel units, [0, 1], leave the model's parameters, their gradients and its training state as found, and
-give results that do not depend on how the images are batched.
+All take images in pixel units, [0, 1], leave the model's parameters, their gradients and its training state as found,
+and give results that do not depend on how the images are batched.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def input_gradients(
         Like x, in the dtype measured in, per pixel unit.
 
     Raises:
-        TypeError: if x is not floating point, or y not int64.
-        ValueError: if shapes do not match, or x has a NaN or an infinity.
+        TypeError: if x or y is not a tensor, or x not floating point.
+        ValueError: if shapes do not match, y is not int64, x has a NaN or an infinity, or the loss is not per example.
 
     Warns:
-        UserWarning: if a batch-norm or dropout layer is in train mode.
+        UserWarning: if a batch-norm or dropout layer is in train mode, or a batch-norm has no running statistics.
     """
     data.check(x, y)
     _warn_of_train_mode(model)
@@ -71,7 +71,7 @@ def input_gradients(
         for xb, yb in _batches(x, y, batch_size=batch_size):
             leaf = xb.detach().requires_grad_()
             with torch.enable_grad():
-                total = loss(model(leaf), yb).sum()
+                total = _per_example(loss(model(leaf), yb), yb).sum()
                 gradients.append(torch.autograd.grad(total, leaf)[0])
     return torch.cat(gradients)
 
@@ -120,7 +120,7 @@ def losses(
 ) -> Tensor:
     """Loss of every example, [N], without a graph; arguments as for :func:`input_gradients`."""
     data.check(x, y)
-    return loss(outputs(model, x, batch_size=batch_size), y)
+    return _per_example(loss(outputs(model, x, batch_size=batch_size), y), y)
 
 
 def damage(
@@ -132,7 +132,7 @@ def damage(
     loss: Loss = cross_entropy,
     batch_size: int | None = None,
 ) -> Tensor:
-    r"""Adversarial damage :math:`\Delta L` of every example (Definition 1): the loss after the attack less the one before.
+    r"""Adversarial damage :math:`\Delta L` of every example (Definition 1): the loss after less before the attack.
 
     Args:
         model: maps [N, C, H, W] to [N, K].
@@ -155,7 +155,7 @@ def zero_one(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def vulnerability(model: nn.Module, x: Tensor, attacked: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """Whether each example's predicted class changes under the attack, [N] bool; the mean is Definition 1's vulnerability.
+    """Whether each example's predicted class changes, [N] bool; the mean is Definition 1's vulnerability.
 
     Args:
         model: maps [N, C, H, W] to [N, K].
@@ -165,6 +165,12 @@ def vulnerability(model: nn.Module, x: Tensor, attacked: Tensor, *, batch_size: 
     """
     before = outputs(model, x, batch_size=batch_size).argmax(1)
     return before != outputs(model, attacked, batch_size=batch_size).argmax(1)
+
+
+def _per_example(values: Tensor, y: Tensor) -> Tensor:
+    if values.shape != y.shape:  # a mean over the batch, say, would divide every gradient by the size of the batch
+        raise ValueError(f"the loss must give one value per example, [{len(y)}], got shape {tuple(values.shape)}")
+    return values
 
 
 class _frozen:
@@ -196,10 +202,12 @@ def _batches(*tensors: Tensor, batch_size: int | None = None) -> Iterator[tuple[
 def _warn_of_train_mode(model: nn.Module) -> None:
     interacting = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for name, module in model.named_modules():
-        if module.training and isinstance(module, interacting):
+        batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if batch_statistics or (module.training and isinstance(module, interacting)):
+            why = "has no running statistics" if batch_statistics else "is in train mode"
+            cure = "build it with track_running_stats=True" if batch_statistics else "call model.eval() first"
             warnings.warn(
-                f"{type(module).__name__} {name!r} is in train mode: the gradients are not each example's own; "
-                "call model.eval() first",
+                f"{type(module).__name__} {name!r} {why}: the gradients are not each example's own; {cure}",
                 stacklevel=3,
             )
             return
