@@ -429,7 +429,17 @@ def shifted():
     return net
 
 
+def positive():
+    """The mean square stays that of (H3), the mean does not."""
+    net = models.build("mlp", (1, 8, 8), width=8)
+    for layer in initialise.weight_layers(net):
+        layer.weight.data.abs_()
+        del layer.drawn
+    return net
+
+
 FAILING = [
+    (positive, "H3"),
     (lambda: models.build("mlp", (1, 8, 8), width=8), ""),
     (two_linear_layers, "H1"),
     (lambda: conv(pooling="max"), "H1"),
