@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from .initialise import Drawn, in_degree, weight_layers, weight_total
-from .models import Normalise
+from .initialise import in_degree, weight_layers, weight_total
+from .paths import area, batch_norm_scale, known_layers
+from .paths import path_second_moment as path_second_moment
+from .paths import predicted_norms as predicted_norms
 
 
 @dataclass(frozen=True)
@@ -50,62 +50,6 @@ class Assumptions:
         return all(item.status != "fails" for item in self.items)
 
 
-def path_second_moment(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> Tensor:
-    r"""Second moment :math:`\mathbb{E}\,(\partial f_k / \partial x_i)^2` by counting paths (proof of Theorem 5).
-
-    The sum over all paths from :math:`x_i` to :math:`f_k` of the product, along the path, of the weights' variances and
-    of the chances that the gates are open. It is computed by one backward pass through the network in which every
-    weight is replaced by its variance and every gate by its chance.
-
-    Exact for ReLU networks at any width if no neuron averages others (convolutions of any stride, dilation and padding
-    with a fully connected readout). For the rest it is the value under gates that are independent of the weights: an
-    average over k inputs keeps 1/k of the mass, and a maximum over k inputs keeps one of them, each with chance 1/k.
-    Real maxima prefer large inputs, which leaves more gates open than half: the value is then a lower one, of the right
-    order in d.
-
-    Args:
-        model: a sequential network of the layers that :func:`advdim.models.build` uses. Batch-norm acts through its
-            running statistics.
-        image_shape: (C, H, W); default ``model.image_shape``.
-
-    Returns:
-        [C, H, W], float64, on the model's device; its sum is :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, one value
-        for all classes k.
-
-    Raises:
-        TypeError: if the model has layers whose paths are not known here.
-        ValueError: if no image shape is known.
-    """
-    shape = image_shape or getattr(model, "image_shape", None)
-    if shape is None:
-        raise ValueError("the model has no image_shape: pass image_shape=(C, H, W)")
-    layers = _layers(model)
-    device = weight_layers(model)[0].weight.device
-    x = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
-    h: Tensor = x
-    for layer in layers:
-        h = _squared(layer, h)
-    (moment,) = torch.autograd.grad(h[0, 0], x)
-    return moment[0]
-
-
-def predicted_norms(model: nn.Module) -> dict[float, float]:
-    r"""Path-counting prediction of the root-mean-square l_2 norm and of the l_1 norm of :math:`\nabla_x f_k`.
-
-    With :math:`v_i` the second moments of :func:`path_second_moment`, these are :math:`\sqrt{\sum_i v_i}` and, for
-    Gaussian gradient entries, :math:`\sqrt{2/\pi} \sum_i \sqrt{v_i}`: under (S) the latter is
-    :math:`\sqrt{2d/\pi}` times the former.
-
-    Args:
-        model: as for :func:`path_second_moment`.
-
-    Returns:
-        {1: l_1 norm, 2: l_2 norm}, per pixel unit.
-    """
-    v = path_second_moment(model)
-    return {1: math.sqrt(2 / math.pi) * float(v.sqrt().sum()), 2: math.sqrt(float(v.sum()))}
-
-
 def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> Assumptions:
     """Which of the assumptions (H1) to (H5) and (S) of Theorems 4 and 5 a freshly built network meets, and why not.
 
@@ -120,9 +64,9 @@ def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = No
     Raises:
         TypeError: if the model has layers that are not known here.
     """
-    layers = _layers(model)
-    averages = [m for m in layers if isinstance(m, nn.AvgPool2d) and _area(m) > 1]
-    maxima = [m for m in layers if isinstance(m, nn.MaxPool2d) and _area(m) > 1]
+    layers = known_layers(model)
+    averages = [m for m in layers if isinstance(m, nn.AvgPool2d) and area(m) > 1]
+    maxima = [m for m in layers if isinstance(m, nn.MaxPool2d) and area(m) > 1]
     norms = [m for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _is_identity(m)]
     return Assumptions(
         (
@@ -136,79 +80,11 @@ def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = No
     )
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    known = (
-        nn.Flatten,
-        nn.Linear,
-        nn.Conv2d,
-        nn.ReLU,
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.modules.batchnorm._BatchNorm,
-        Normalise,
-    )
-    if not isinstance(model, nn.Sequential):
-        raise TypeError(f"counting paths needs a sequential network, got {type(model).__name__}")
-    layers = list(model)
-    for layer in layers:
-        if not isinstance(layer, known):
-            names = ", ".join(kind.__name__.lstrip("_") for kind in known)
-            raise TypeError(f"the paths through {type(layer).__name__} are not known here: use {names}")
-        if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and (layer.padding not in (0, (0, 0)) or layer.ceil_mode):
-            raise TypeError(f"the paths through windows over the border are not known here: {layer}")
-    if not any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
-        raise TypeError("the network has no weights")
-    return layers
-
-
-def _squared(layer: nn.Module, h: Tensor) -> Tensor:
-    """The layer with each weight replaced by its variance and each gate by its chance to be open."""
-    if isinstance(layer, nn.Linear):
-        return F.linear(h, h.new_full((layer.out_features, layer.in_features), variance(layer)))
-    if isinstance(layer, nn.Conv2d):
-        weight = h.new_full(
-            (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size), variance(layer)
-        )
-        out: Tensor = layer._conv_forward(h, weight, None)  # with the layer's own stride, dilation and padding
-        return out
-    if isinstance(layer, nn.ReLU):
-        return h / 2
-    if isinstance(layer, nn.MaxPool2d):
-        return F.avg_pool2d(h, layer.kernel_size, layer.stride)
-    if isinstance(layer, nn.AvgPool2d):
-        return F.avg_pool2d(h, layer.kernel_size, layer.stride) / _area(layer)
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return h * _batch_norm_scale(layer).to(h.dtype).square().view(-1, *[1] * (h.ndim - 2))
-    if isinstance(layer, Normalise):
-        return h / layer.std.to(h.dtype).square()
-    return h.flatten(1)
-
-
-def variance(layer: nn.Linear | nn.Conv2d) -> float:
-    """Variance of a layer's weights: what they were drawn from, or else their mean square."""
-    drawn: Drawn | None = vars(layer).get("drawn")
-    return drawn.variance if drawn else float(layer.weight.detach().double().square().mean())
-
-
-def _area(pool: nn.MaxPool2d | nn.AvgPool2d | None) -> int:
-    size = pool.kernel_size if pool else 1
-    return size * size if isinstance(size, int) else math.prod(size)
-
-
-def _batch_norm_scale(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
-    if layer.running_var is None:
-        raise TypeError(
-            "batch-norm without running statistics has no fixed scale: build it with track_running_stats=True"
-        )
-    scale = (layer.running_var.double() + layer.eps).rsqrt()
-    return scale if layer.weight is None else scale * layer.weight.detach().double()
-
-
 def _is_identity(layer: nn.modules.batchnorm._BatchNorm) -> bool:
     if layer.training or layer.running_mean is None:
         return False
     shift = layer.bias is None or not bool(layer.bias.any())
-    return shift and not bool(layer.running_mean.any()) and bool((_batch_norm_scale(layer) - 1).abs().max() < 1e-4)
+    return shift and not bool(layer.running_mean.any()) and bool((batch_norm_scale(layer) - 1).abs().max() < 1e-4)
 
 
 def _gates(
@@ -224,7 +100,7 @@ def _gates(
     if averages:
         return Assumption("H1", "fails", "averages are neurons without a ReLU after them")
     if maxima:
-        k = max(_area(m) for m in maxima)
+        k = max(area(m) for m in maxima)
         return Assumption(
             "H1", "fails", f"a maximum over {k} inputs opens one path of {k}, and rarely shuts all of them"
         )

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .. import data, measure, models, norms
+from .. import data, measure, models, norms, theory
 from .spec import AtInitialisation, Images
 
 #: Metrics of a point: per name, one value per seed.
 Metrics = dict[str, list[float]]
 
 #: Images of the training split that set the running statistics of batch-norm.
-CALIBRATION = 128
+CALIBRATION = 64
 
 
 def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) -> Metrics:
@@ -24,7 +25,9 @@ def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) 
 
     Metrics, one value per seed: ``l1``, ``l2``, ``linf``, means over images of :math:`\lVert \nabla_x L \rVert_q`;
     ``support``, the mean share of gradient entries that are not 0; ``damage_EPS``, for each size of attack, the mean
-    damage of the one-step l_inf attack divided by eps.
+    damage of the one-step l_inf attack divided by eps; ``walk_l1`` and ``walk_l2``, what path counting with the shares
+    of open gates on these images predicts of l1 and l2 (:func:`advdim.theory.predicted_norms`), times the root mean square
+    length of :math:`\partial L / \partial f`.
 
     Args:
         spec: the point.
@@ -46,13 +49,20 @@ def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) 
         if calibration is not None:
             models.calibrate_batch_norm(net, calibration)
         g = measure.input_gradients(net, x, y)
+        logits = measure.outputs(net, x)
+        clean = measure.cross_entropy(logits, y)
+        coefficients = logits.softmax(1) - F.one_hot(y, logits.shape[1])
+        walk = theory.predicted_norms(net, x=x)
         values = {
             "l1": norms.norm(g, 1).mean(),
             "l2": norms.norm(g, 2).mean(),
             "linf": norms.norm(g, math.inf).mean(),
             "support": (g != 0).double().mean(),
-            **{f"damage_{eps:g}": _damage(net, x, y, g, eps) for eps in spec.eps},
+            **{f"walk_l{q}": walk[q] * coefficients.square().sum(1).mean().sqrt() for q in (1, 2)},
         }
+        for eps in spec.eps:
+            attacked = measure.losses(net, x + eps * norms.steepest(g, math.inf), y)
+            values[f"damage_{eps:g}"] = (attacked - clean).mean() / eps
         for name, value in values.items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} = {value} at seed {seed}")
@@ -64,7 +74,3 @@ def _load(images: Images, root: Path | None) -> tuple[Tensor, Tensor]:
     return data.load(
         images.data, images.split, size=images.size, resize=images.resize, n=images.n, seed=images.seed, root=root
     )
-
-
-def _damage(net: models.Net, x: Tensor, y: Tensor, g: Tensor, eps: float) -> Tensor:
-    return measure.damage(net, x, y, x + eps * norms.steepest(g, math.inf)).mean() / eps
