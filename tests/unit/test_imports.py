@@ -26,10 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "theory": {"initialise", "paths"},
     "measure": {"attacks", "data", "norms"},
     "plots": {"scaling"},
-    "experiments": {"experiments.store"},
+    "experiments": {"experiments.store", "experiments.tables"},
     "experiments.spec": set(),
     "experiments.grids": {"experiments.spec"},
     "experiments.store": {"experiments.spec"},
+    "experiments.tables": {"experiments.spec"},
     "experiments.point": {"data", "experiments.spec", "measure", "models", "norms", "theory"},
     "experiments.engine": {"data", "experiments.point", "experiments.spec", "experiments.store", "folders"},
 }

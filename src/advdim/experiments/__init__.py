@@ -1,5 +1,6 @@
 """Experiments: specifications, the grids of the book's figures, running them, storing and recording their results."""
 
 from .store import recorded
+from .tables import Series, series
 
-__all__ = ["recorded"]
+__all__ = ["Series", "recorded", "series"]

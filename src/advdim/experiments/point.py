@@ -26,8 +26,8 @@ def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) 
     Metrics, one value per seed: ``l1``, ``l2``, ``linf``, means over images of :math:`\lVert \nabla_x L \rVert_q`;
     ``support``, the mean share of gradient entries that are not 0; ``damage_EPS``, for each size of attack, the mean
     damage of the one-step l_inf attack divided by eps; ``walk_l1`` and ``walk_l2``, what path counting with the shares
-    of open gates on these images predicts of l1 and l2 (:func:`advdim.theory.predicted_norms`), times the root mean square
-    length of :math:`\partial L / \partial f`.
+    of open gates on these images predicts of l1 and l2 (:func:`advdim.theory.predicted_norms`), times the root mean
+    square length of :math:`\partial L / \partial f`.
 
     Args:
         spec: the point.
