@@ -70,8 +70,13 @@ def as_dict(spec: AtInitialisation) -> dict[str, Any]:
 
 
 def key(spec: AtInitialisation) -> str:
-    """Stable name of a point: 12 hexadecimal digits of the SHA-256 of its canonical JSON."""
-    text = json.dumps(as_dict(spec), sort_keys=True, separators=(",", ":"))
+    """Stable name of a point: that of its dictionary."""
+    return key_of(as_dict(spec))
+
+
+def key_of(spec: dict[str, Any]) -> str:
+    """Stable name of a spec as JSON has it: 12 hexadecimal digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

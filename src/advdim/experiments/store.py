@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .spec import key_of
+
 Record = dict[str, Any]
+
+#: Seconds after which a temporary file is one that a killed process left: writing takes milliseconds.
+STALE = 600.0
 
 
 def save(folder: Path, name: str, record: Record) -> None:
-    """Write a record atomically as ``folder/name.json``: whatever happens, the file is there whole or not at all."""
+    """Write a record atomically as ``folder/name.json``: whatever happens, the file is there whole or as it was.
+
+    Raises:
+        ValueError: if a number is not finite.
+        OSError: if the file cannot be written; the message names it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{name}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    _write(folder / f"{name}.json", json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def load(folder: Path, name: str) -> Record | None:
     """The record of a point, or None if there is none.
 
     Raises:
-        ValueError: if the file is not a record; the message names it.
+        ValueError: if the file is not a record of this point; the message names it.
     """
     path = folder / f"{name}.json"
     try:
@@ -31,9 +42,31 @@ def load(folder: Path, name: str) -> Record | None:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no readable record ({error}): delete it to measure the point again") from error
+    wrong = _what_is_wrong(record, name)
+    if wrong:
+        raise ValueError(f"{path} {wrong}: delete it to measure the point again")
+    return dict(record)
+
+
+def _what_is_wrong(record: Any, name: str) -> str | None:
     if not isinstance(record, dict) or not {"spec", "status"} <= record.keys():
-        raise ValueError(f"{path} has no spec and status: delete it to measure the point again")
-    return record
+        return "has no spec and status"
+    result = {"done": "metrics", "failed": "error"}.get(str(record["status"]))
+    if result is None or result not in record:
+        return f"has status {record['status']!r} and no result that goes with it"
+    if key_of(record["spec"]) != name:
+        return f"is of another point, {key_of(record['spec'])}"
+    return None
+
+
+def clean(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder of points."""
+    for file in folder.glob(".*.json-*"):
+        try:
+            if time.time() - file.stat().st_mtime > STALE:  # a younger one may be another process's, being written
+                file.unlink()
+        except FileNotFoundError:
+            continue
 
 
 def write_record(path: Path, header: Record, points: list[Record]) -> None:
@@ -42,17 +75,19 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
     Args:
         path: the text file, JSON lines.
         header: what all points share.
-        points: the records of points; what equals the header's is left out of the lines.
+        points: the records of points, all done.
 
     Raises:
         ValueError: if there are no points, or one of them is not done.
+        OSError: if the file cannot be written; the message names it, and an older file stays as it was.
     """
     if not points:
         raise ValueError(f"no points to record in {path.name}")
     undone = [p for p in points if p["status"] != "done"]
     if undone:
         raise ValueError(f"{len(undone)} points are not done, the first of them {undone[0]['spec']}: run them again")
-    lines = sorted(json.dumps(_rounded(p), sort_keys=True, separators=(", ", ": ")) for p in points)
+    lines = sorted(json.dumps(_rounded(p), sort_keys=True, allow_nan=False) for p in points)
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, "\n".join([json.dumps(header, sort_keys=True), *lines]) + "\n")
 
 
@@ -74,12 +109,20 @@ def recorded(name: str) -> tuple[Record, list[Record]]:
     folder = resources.files("advdim.experiments") / "recorded"
     file = folder / f"{name}.jsonl"
     if not file.is_file():
-        known = sorted(f.name.removesuffix(".jsonl") for f in folder.iterdir() if f.name.endswith(".jsonl"))
+        files = folder.iterdir() if folder.is_dir() else []
+        known = sorted(f.name.removesuffix(".jsonl") for f in files if f.name.endswith(".jsonl"))
         raise FileNotFoundError(f"no record {name!r}: there are {', '.join(known) or 'none'}")
     return read_record(file.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, text: str) -> None:
+    try:
+        _replace(path, text)
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
