@@ -34,11 +34,14 @@ def run(
 
     Raises:
         MissingDataError: if the data set is not there.
-        ValueError: if a file of the folder is not a record.
+        ValueError: if a file of the folder is not a record, or the data are not what was unpacked.
+        OSError: if a result cannot be written; the points before it are kept.
     """
     from tqdm import tqdm
 
     todo = [spec for spec in specs if (store.load(folder, key(spec)) or {}).get("status") != "done"]
+    checksums = {name: data.checksum(name, root) for name in sorted({spec.images.data for spec in todo})}
+    store.clean(folder)
     shared = {"command": command, **provenance(device)}
     failed = 0
     bar = tqdm(todo, unit="point", disable=None, file=sys.stderr)
@@ -54,8 +57,7 @@ def run(
             failed += 1
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         seconds = time.perf_counter() - start
-        if record["status"] == "done":
-            record["data"] = data.checksum(spec.images.data, root)
+        record["data"] = checksums[spec.images.data]
         record["provenance"] = {**shared, "seconds": round(seconds, 2)}
         store.save(folder, key(spec), record)
         tqdm.write(f"{record['status']:>6}  {seconds:7.1f} s  {spec}" + (f"  {record.get('error', '')}").rstrip())
