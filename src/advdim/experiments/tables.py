@@ -38,11 +38,16 @@ def series(points: Iterable[dict[str, Any]]) -> list[Series]:
 
     Args:
         points: as :func:`advdim.experiments.recorded` returns them.
+
+    Raises:
+        ValueError: if two points are of one network at one size.
     """
     groups: dict[tuple[str, str, Network], dict[int, dict[str, list[float]]]] = {}
     for point in points:
         images = point["spec"]["images"]
         group = groups.setdefault((images["data"], images["resize"], Network(**point["spec"]["network"])), {})
+        if images["size"] in group:
+            raise ValueError(f"two points are of one network at one size: {point['spec']}")
         group[images["size"]] = point["metrics"]
     out = []
     for (data, resize, network), by_size in sorted(groups.items(), key=lambda item: (*item[0][:2], str(item[0][2]))):
