@@ -112,7 +112,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from .experiments import engine
 
     points, folder = _points(arguments)
-    where = torch.device(arguments.device) if arguments.device else device()
+    try:
+        where = torch.device(arguments.device) if arguments.device else device()
+        torch.zeros(1, device=where).item()  # else every point would fail of it
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"cannot measure on the device {arguments.device!r}: {reason}") from error
     root = Path(arguments.root) if arguments.root else None
     failed = engine.run(points, folder, device=where, command=_command(arguments), root=root)
     _status(arguments)
