@@ -35,8 +35,8 @@ def path_second_moment(
         x: [N, C, H, W], images in the model's dtype on which to count open gates; default 1/2 for every gate.
 
     Returns:
-        [C, H, W], float64, on the model's device; its sum is :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, one value
-        for all classes k.
+        [C, H, W], float64, on the model's device (on the CPU for Apple's MPS, which has no float64); its sum is
+        :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, one value for all classes k.
 
     Raises:
         TypeError: if the model has layers whose paths are not known here.
@@ -48,6 +48,7 @@ def path_second_moment(
     layers = known_layers(model)
     chances = [0.5 if isinstance(m, nn.ReLU) else 1.0 for m in layers] if x is None else open_shares(model, x)
     device = weight_layers(model)[0].weight.device
+    device = torch.device("cpu") if device.type == "mps" else device
     start = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
     h: Tensor = start
     for layer, chance in zip(layers, chances, strict=True):
@@ -77,9 +78,9 @@ def open_shares(model: nn.Module, x: Tensor) -> list[float]:
             x = layer(x)
             share = 1.0
             if isinstance(layer, nn.ReLU):
-                share = before = float((x > 0).double().mean())
+                share = before = int((x > 0).sum()) / x.numel()
             elif isinstance(layer, nn.MaxPool2d) and isinstance(layers[i - 1], nn.ReLU) and before > 0:
-                share = float((x > 0).double().mean()) / before
+                share = int((x > 0).sum()) / x.numel() / before
             shares.append(share)
     return shares
 
@@ -148,16 +149,16 @@ def _squared(layer: nn.Module, h: Tensor) -> Tensor:
     if isinstance(layer, nn.AvgPool2d):
         return F.avg_pool2d(h, layer.kernel_size, layer.stride) / area(layer)
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return h * batch_norm_scale(layer).to(h.dtype).square().view(-1, *[1] * (h.ndim - 2))
+        return h * batch_norm_scale(layer).to(h).square().view(-1, *[1] * (h.ndim - 2))
     if isinstance(layer, Normalise):
-        return h / layer.std.to(h.dtype).square()
+        return h / layer.std.cpu().to(h).square()
     return h.flatten(1)
 
 
 def variance(layer: nn.Linear | nn.Conv2d) -> float:
     """Variance of a layer's weights: what they were drawn from, or else their mean square."""
     drawn: Drawn | None = vars(layer).get("drawn")
-    return drawn.variance if drawn else float(layer.weight.detach().double().square().mean())
+    return drawn.variance if drawn else float(layer.weight.detach().cpu().double().square().mean())
 
 
 def area(pool: nn.MaxPool2d | nn.AvgPool2d) -> int:
@@ -167,10 +168,10 @@ def area(pool: nn.MaxPool2d | nn.AvgPool2d) -> int:
 
 
 def batch_norm_scale(layer: nn.modules.batchnorm._BatchNorm) -> Tensor:
-    """Factor by which batch-norm in eval mode multiplies each channel, [C], float64."""
+    """Factor by which batch-norm in eval mode multiplies each channel, [C], float64, on the CPU."""
     if layer.running_var is None:
         raise TypeError(
             "batch-norm without running statistics has no fixed scale: build it with track_running_stats=True"
         )
-    scale = (layer.running_var.double() + layer.eps).rsqrt()
-    return scale if layer.weight is None else scale * layer.weight.detach().double()
+    scale = (layer.running_var.cpu().double() + layer.eps).rsqrt()
+    return scale if layer.weight is None else scale * layer.weight.detach().cpu().double()
