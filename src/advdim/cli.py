@@ -106,22 +106,28 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from . import device
     from .experiments import engine
 
     points, folder = _points(arguments)
-    try:
-        where = torch.device(arguments.device) if arguments.device else device()
-        torch.zeros(1, device=where).item()  # else every point would fail of it
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"cannot measure on the device {arguments.device!r}: {reason}") from error
+    where = _device(arguments.device)
     root = Path(arguments.root) if arguments.root else None
     failed = engine.run(points, folder, device=where, command=_command(arguments), root=root)
     _status(arguments)
     return 1 if failed else 0
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    from . import device
+
+    try:
+        where = torch.device(name) if name else device()
+        torch.zeros(1, device=where).item()  # refused here, or else every point would fail of it
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise ValueError(f"cannot measure on the device {name!r}: {reason}; try --device cpu") from error
+    return where
 
 
 def _status(arguments: argparse.Namespace) -> None:
