@@ -72,9 +72,11 @@ def clean(folder: Path) -> None:
 def write_record(path: Path, header: Record, points: list[Record]) -> None:
     """Write the compact record of an experiment: a header line, then one line per point, sorted.
 
+    The fields that all points agree on (their provenance, mostly) stand once, in the header's ``shared``.
+
     Args:
         path: the text file, JSON lines.
-        header: what all points share.
+        header: what the record is of.
         points: the records of points, all done.
 
     Raises:
@@ -86,15 +88,19 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
     undone = [p for p in points if p["status"] != "done"]
     if undone:
         raise ValueError(f"{len(undone)} points are not done, the first of them {undone[0]['spec']}: run them again")
-    lines = sorted(json.dumps(_rounded(p), sort_keys=True, allow_nan=False) for p in points)
+    flat = [_flat(_rounded(point)) for point in points]
+    shared = {k: v for k, v in flat[0].items() if all(k in point and point[k] == v for point in flat)}
+    own = [{k: v for k, v in point.items() if k not in shared} for point in flat]
+    lines = sorted(json.dumps(_nested(point), sort_keys=True, allow_nan=False) for point in own)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "\n".join([json.dumps(header, sort_keys=True), *lines]) + "\n")
+    _write(path, "\n".join([json.dumps(header | {"shared": _nested(shared)}, sort_keys=True), *lines]) + "\n")
 
 
 def read_record(text: str) -> tuple[Record, list[Record]]:
-    """Header and points of the text that :func:`write_record` wrote."""
+    """Header and points of the text that :func:`write_record` wrote, each point whole again."""
     header, *points = (json.loads(line) for line in text.splitlines())
-    return header, points
+    shared = _flat(header.pop("shared"))
+    return header, [_nested(shared | _flat(point)) for point in points]
 
 
 def recorded(name: str) -> tuple[Record, list[Record]]:
@@ -143,3 +149,25 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _flat(record: Record, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves of nested dictionaries by their paths."""
+    leaves: dict[tuple[str, ...], Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, (*path, key))
+        else:
+            leaves[*path, key] = value
+    return leaves
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> Record:
+    """The inverse of :func:`_flat`."""
+    record: Record = {}
+    for path, value in leaves.items():
+        inner = record
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = value
+    return record
