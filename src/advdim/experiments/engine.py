@@ -83,6 +83,8 @@ def _commit() -> str:
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
+        # A copy of the package in somebody else's checkout (a virtual environment, say) is none of its files.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--", str(here.parent)], capture_output=True, text=True, check=True

@@ -93,7 +93,8 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
     own = [{k: v for k, v in point.items() if k not in shared} for point in flat]
     lines = sorted(json.dumps(_nested(point), sort_keys=True, allow_nan=False) for point in own)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "\n".join([json.dumps(header | {"shared": _nested(shared)}, sort_keys=True), *lines]) + "\n")
+    first = json.dumps(header | {"shared": _nested(shared)}, sort_keys=True, allow_nan=False)
+    _write(path, "\n".join([first, *lines]) + "\n")
 
 
 def read_record(text: str) -> tuple[Record, list[Record]]:
