@@ -8,7 +8,7 @@ from by_hand import images, logit_gradient
 from torch import nn
 from torch.nn import functional as F
 
-from advdim import models, theory
+from advdim import models, paths, theory
 
 
 def smooth(n, size, coarse=8):
@@ -62,7 +62,7 @@ def test_shares_are_those_of_a_forward_loop(name, options):
         else:
             expected.append(1.0)
         before = layer
-    found = theory.open_shares(net, x)
+    found = paths.open_shares(net, x)
     assert found == pytest.approx(expected, rel=1e-12)
     for layer, share in zip(net, found, strict=True):
         assert isinstance(layer, nn.ReLU | nn.MaxPool2d) or share == 1
@@ -72,7 +72,7 @@ def test_shares_are_those_of_a_forward_loop(name, options):
 def test_maxima_after_a_relu_pick_open_gates():
     """Of gates open by halves, a maximum over many finds an open one almost always: the two factors make 1."""
     net, x = models.build("conv_strided", (1, 16, 16), depth=1, width=8, readout="max").double(), images(4, 1, 16, 16)
-    _, relu, maximum, *_ = theory.open_shares(net, x)
+    _, relu, maximum, *_ = paths.open_shares(net, x)
     assert 0.2 < relu < 0.9
     assert relu * maximum == pytest.approx(1, rel=1e-12)  # 256 positions per channel
     expected = 2 * theory.path_second_moment(net)
@@ -87,18 +87,18 @@ def test_a_maximum_before_its_relu_is_counted_once():
     pool = nn.MaxPool2d((1, 2))
     before = nn.Sequential(weights[0], pool, nn.ReLU(), nn.Flatten(), weights[1]).double()
     after = nn.Sequential(weights[0], nn.ReLU(), pool, nn.Flatten(), weights[1]).double()
-    assert theory.open_shares(before, x) == pytest.approx([1, 1, 2 / 3, 1, 1])  # 1, 4, -5
-    assert theory.open_shares(after, x) == pytest.approx([1, 1 / 2, 4 / 3, 1, 1])  # 3 of 6, then 2 of 3
+    assert paths.open_shares(before, x) == pytest.approx([1, 1, 2 / 3, 1, 1])  # 1, 4, -5
+    assert paths.open_shares(after, x) == pytest.approx([1, 1 / 2, 4 / 3, 1, 1])  # 3 of 6, then 2 of 3
     for net in (before, after):
         assert theory.path_second_moment(net, x=x).tolist() == [[pytest.approx([1 / 3] * 6)]]
 
 
 def test_no_gate_is_open_on_black_images():
     net = mlp()
-    assert [share for share in theory.open_shares(net, torch.zeros(2, 1, 6, 6).double()) if share != 1] == [0.0] * 3
+    assert [share for share in paths.open_shares(net, torch.zeros(2, 1, 6, 6).double()) if share != 1] == [0.0] * 3
     assert not theory.path_second_moment(net, x=torch.zeros(2, 1, 6, 6).double()).any()
     deaf = models.build("conv_strided", (1, 8, 8), depth=1, readout="max", width=2).double()
-    shares = theory.open_shares(deaf, torch.zeros(1, 1, 8, 8).double())
+    shares = paths.open_shares(deaf, torch.zeros(1, 1, 8, 8).double())
     assert shares[1] == 0
     assert all(math.isfinite(share) for share in shares)
 
