@@ -25,7 +25,13 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def failing(monkeypatch):
+def free(monkeypatch):
+    """Measuring costs nothing."""
+    monkeypatch.setattr(point, "run", lambda s, device, root: {"l1": [1.0, 2.0]})
+
+
+@pytest.fixture
+def failing(free, monkeypatch):
     """The second point fails."""
     measure = point.run
 
@@ -70,13 +76,13 @@ def test_run_status_record(elsewhere, capsys):
     assert one.metrics["l1"].shape == (1, TINY.seeds)
 
 
-def test_the_default_device_and_folder_of_runs(elsewhere, monkeypatch):
+def test_the_default_device_and_folder_of_runs(free, elsewhere, monkeypatch):
     monkeypatch.setattr(ad, "device", lambda: torch.device("cpu"))
     assert main(["run", "initialisation", "--runs", "elsewhere"]) == 0
     assert len(list((elsewhere / "elsewhere" / "initialisation").iterdir())) == 3
 
 
-def test_the_default_record_is_the_packages_own(elsewhere, monkeypatch):
+def test_the_default_record_is_the_packages_own(free, elsewhere, monkeypatch):
     monkeypatch.setattr(store, "__file__", str(elsewhere / "store.py"))
     assert main(["run", "initialisation", "--device", "cpu"]) == 0
     assert main(["record", "initialisation"]) == 0
@@ -94,7 +100,7 @@ def test_a_failed_point_is_status_1_and_is_shown(failing, elsewhere, capsys):
     assert not (elsewhere / "record.jsonl").exists()
 
 
-def test_missing_points_are_not_recorded(elsewhere, capsys):
+def test_missing_points_are_not_recorded(free, elsewhere, capsys):
     assert "3 points are not done" in refused(["record", "initialisation", "--out", "record.jsonl"], capsys)
     assert main(["run", "initialisation", "--device", "cpu"]) == 0
     (elsewhere / "runs" / "initialisation" / f"{spec.key(TINY)}.json").unlink()
@@ -157,7 +163,7 @@ def test_a_damaged_file_is_one_line_that_names_it(elsewhere, capsys):
         assert "delete it" in error
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(elsewhere, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_that_names_the_file(free, elsewhere, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
