@@ -10,6 +10,7 @@ from torch import nn
 
 from .initialise import in_degree, weight_layers, weight_total
 from .paths import area, batch_norm_scale, known_layers
+from .paths import open_shares as open_shares
 from .paths import path_second_moment as path_second_moment
 from .paths import predicted_norms as predicted_norms
 
