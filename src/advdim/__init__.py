@@ -5,11 +5,23 @@ Images are float tensors [N, C, H, W] in [0, 1], and every eps is in the same un
 
 import torch as _torch
 
-from . import data, experiments, initialise, measure, models, norms, plots, scaling, theory
+from . import attacks, data, experiments, initialise, measure, models, norms, plots, scaling, theory
 
 __version__ = "0.1.0"
 
-__all__ = ["data", "device", "experiments", "initialise", "measure", "models", "norms", "plots", "scaling", "theory"]
+__all__ = [
+    "attacks",
+    "data",
+    "device",
+    "experiments",
+    "initialise",
+    "measure",
+    "models",
+    "norms",
+    "plots",
+    "scaling",
+    "theory",
+]
 
 
 def device() -> _torch.device:

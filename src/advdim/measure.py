@@ -7,22 +7,14 @@ and give results that do not depend on how the images are batched.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from . import data, norms
-
-#: A loss per example: (outputs [N, K], labels [N]) to [N].
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy per example, [N], of logits [N, K] and labels [N]."""
-    return F.cross_entropy(outputs, y, reduction="none")
+from . import data, norms, passes
+from .passes import Loss as Loss
+from .passes import cross_entropy as cross_entropy
 
 
 def logit(outputs: Tensor, y: Tensor) -> Tensor:
@@ -63,17 +55,12 @@ def input_gradients(
         UserWarning: if a batch-norm or dropout layer is in train mode, or a batch-norm has no running statistics.
     """
     data.check(x, y)
-    _warn_of_train_mode(model)
+    passes.warn_of_train_mode(model)
     if dtype is not None:
         model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
-    gradients = []
-    with _frozen(model):
-        for xb, yb in _batches(x, y, batch_size=batch_size):
-            leaf = xb.detach().requires_grad_()
-            with torch.enable_grad():
-                total = _per_example(loss(model(leaf), yb), yb).sum()
-                gradients.append(torch.autograd.grad(total, leaf)[0])
-    return torch.cat(gradients)
+    with passes.frozen(model):
+        pairs = passes.batches(x, y, batch_size=batch_size)
+        return torch.cat([passes.input_gradient(model, xb, yb, loss)[0] for xb, yb in pairs])
 
 
 def gradient_norms(
@@ -112,7 +99,7 @@ def outputs(model: nn.Module, x: Tensor, *, batch_size: int | None = None) -> Te
     """Logits [N, K] of images x [N, C, H, W], without a graph."""
     data.check(x)
     with torch.no_grad():
-        return torch.cat([model(xb) for (xb,) in _batches(x, batch_size=batch_size)])
+        return torch.cat([passes.forward(model, xb) for (xb,) in passes.batches(x, batch_size=batch_size)])
 
 
 def losses(
@@ -120,7 +107,7 @@ def losses(
 ) -> Tensor:
     """Loss of every example, [N], without a graph; arguments as for :func:`input_gradients`."""
     data.check(x, y)
-    return _per_example(loss(outputs(model, x, batch_size=batch_size), y), y)
+    return passes.per_example(loss(outputs(model, x, batch_size=batch_size), y), y)
 
 
 def damage(
@@ -165,49 +152,3 @@ def vulnerability(model: nn.Module, x: Tensor, attacked: Tensor, *, batch_size: 
     """
     before = outputs(model, x, batch_size=batch_size).argmax(1)
     return before != outputs(model, attacked, batch_size=batch_size).argmax(1)
-
-
-def _per_example(values: Tensor, y: Tensor) -> Tensor:
-    if values.shape != y.shape:  # a mean over the batch, say, would divide every gradient by the size of the batch
-        raise ValueError(f"the loss must give one value per example, [{len(y)}], got shape {tuple(values.shape)}")
-    return values
-
-
-class _frozen:
-    """Parameters need no gradient meanwhile: only the input's is computed, and theirs are left as found."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for p in self.parameters:
-            p.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for p in self.parameters:
-            p.requires_grad_(True)
-
-
-def _batches(*tensors: Tensor, batch_size: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    first = tensors[0]
-    if batch_size is None:
-        # On a CPU, keep a map of 64 channels below the 32 MiB past which glibc maps each tensor's memory anew.
-        room = 24 * 2**20 if first.device.type == "cpu" else 2**30
-        batch_size = max(1, room // max(1, 64 * first.element_size() * first[0, 0].numel()))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    yield from zip(*(torch.split(t, batch_size) for t in tensors), strict=True)
-
-
-def _warn_of_train_mode(model: nn.Module) -> None:
-    interacting = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    for name, module in model.named_modules():
-        batch_statistics = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-        if batch_statistics or (module.training and isinstance(module, interacting)):
-            why = "has no running statistics" if batch_statistics else "is in train mode"
-            cure = "build it with track_running_stats=True" if batch_statistics else "call model.eval() first"
-            warnings.warn(
-                f"{type(module).__name__} {name!r} {why}: the gradients are not each example's own; {cure}",
-                stacklevel=3,
-            )
-            return
