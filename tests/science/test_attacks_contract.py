@@ -176,6 +176,19 @@ def test_each_step_is_one_pass_forward_and_one_back():
     assert passed == {"forward": 8, "backward": 8}
 
 
+def test_early_stop_spares_the_misclassified_in_steps_and_restarts():
+    net, (x, _) = relu_net(), batch(8)
+    y, seen = net(x).argmax(1), []
+    net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    options = {"p": 2, "eps": 20.0, "steps": 40, "random_start": True, "early_stop": True}
+    attacks.pgd(net, x, y, **options, generator=seeded())
+    passed = sum(seen)
+    assert passed < 40 * 8
+    seen.clear()
+    attacks.pgd(net, x, y, **options, restarts=6, generator=seeded())
+    assert sum(seen) < 2 * passed + 11 * 8  # after one run: six looks at the losses, five at the starts
+
+
 class Viewing(nn.Module):
     """A module that flattens its maps by view, which the channels-last layout forbids."""
 
