@@ -5,7 +5,7 @@ Images are float tensors [N, C, H, W] in [0, 1], and every eps is in the same un
 
 import torch as _torch
 
-from . import attacks, data, experiments, initialise, measure, models, norms, plots, scaling, theory
+from . import attacks, data, experiments, initialise, measure, models, norms, penalties, plots, scaling, theory
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "measure",
     "models",
     "norms",
+    "penalties",
     "plots",
     "scaling",
     "theory",

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": set(),
     "deepfool": {"data", "norms", "passes"},
     "attacks": {"data", "deepfool", "norms", "passes"},
+    "penalties": {"attacks", "norms", "passes"},
     "measure": {"attacks", "data", "norms", "passes"},
     "plots": {"scaling"},
     "experiments": {"experiments.store", "experiments.tables"},

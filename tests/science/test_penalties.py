@@ -1,0 +1,462 @@
+"""The training objectives against closed forms, finite differences, one another, and what they leave behind."""
+
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+from nets import batch, relu_net, smooth_net
+from torch import nn
+from torch.nn import functional as F
+
+from advdim import attacks, models, norms, penalties
+
+INF = math.inf
+STRENGTH = 0.03
+SHAPE, D, CLASSES = (2, 6, 6), 72, 4
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear(classes=CLASSES):
+    return models.build("mlp", SHAPE, classes, depth=1, init="torch").double()
+
+
+def gradients(net, value):
+    """Gradient in all parameters, as one vector."""
+    grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+    pairs = zip(net.parameters(), grads, strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs])
+
+
+def finite_differences(net, objective, step=1e-5):
+    """Central differences of an objective in every single parameter."""
+    slopes = []
+    for p in net.parameters():
+        flat = p.data.view(-1)
+        for i in range(len(flat)):
+            start, ends = flat[i].item(), []
+            for sign in (1, -1):
+                flat[i] = start + sign * step
+                ends.append(objective(net).item())
+            flat[i] = start
+            slopes.append((ends[0] - ends[1]) / (2 * step))
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
+def tiny(batch_norm=False):
+    """A smooth net small enough to be differentiated parameter by parameter."""
+    layers = [nn.Conv2d(2, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4), nn.Softplus(), nn.Linear(4, 3)]
+    if batch_norm:
+        layers.insert(1, nn.BatchNorm2d(3))
+    net, generator = nn.Sequential(*layers).double(), seeded(3)
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.8, generator=generator)
+    return net
+
+
+def inputs_of(net, run):
+    """The images of every pass that run() makes through the net."""
+    seen = []
+    handle = net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    run()
+    handle.remove()
+    return seen
+
+
+EVERY = {name: penalties.objective(name) for name in penalties.METHODS if name != "none"} | {
+    "gradient-l1.5": lambda m, x, y, s, _: penalties.gradient_penalty(m, x, y, strength=s, q=1.5),
+    "gradient-linf": lambda m, x, y, s, _: penalties.gradient_penalty(m, x, y, strength=s, q=INF),
+    "augment-l1": lambda m, x, y, s, _: penalties.one_step_augmentation(m, x, y, strength=s, p=1),
+    "pgd-l1": lambda m, x, y, s, g: penalties.pgd_training(m, x, y, strength=s, p=1, generator=g),
+    "pgd-l2": lambda m, x, y, s, g: penalties.pgd_training(m, x, y, strength=s, p=2, generator=g),
+    "random-sign": lambda m, x, y, s, g: penalties.cross_lipschitz(
+        m, x, y, strength=s, estimator="random-sign", generator=g
+    ),
+}
+
+
+# Closed forms, on linear models: the gradient of the loss is W^T (softmax - onehot)
+
+
+def loss_gradient(net, x, y):
+    residual = net(x).softmax(1) - F.one_hot(y, net.classes)
+    return residual @ net[1].weight
+
+
+@pytest.mark.parametrize("q", [1, 1.5, 2, INF])
+def test_gradient_penalty_of_a_linear_model(q):
+    net, (x, y) = linear(), batch()
+    size = loss_gradient(net, x, y).abs()
+    mean = (size.amax(1) if q == INF else (size**q).sum(1) ** (1 / q)).mean()
+    expected = F.cross_entropy(net(x), y) + 0.5 * STRENGTH * D ** (1 - 1 / q) * mean
+    found = penalties.gradient_penalty(net, x, y, strength=STRENGTH, q=q)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradients(net, found), gradients(net, expected), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_augmentation_of_a_linear_model(p):
+    """The perturbed logits are f + W delta, with Lemma 2's maximiser for delta."""
+    net, (x, y) = linear(), batch()
+    g = loss_gradient(net, x, y).detach()
+    foremost = F.one_hot(g.abs().argmax(1), D)
+    delta = {1: D * foremost * g.sign(), 2: math.sqrt(D) * g / g.norm(dim=1, keepdim=True), INF: g.sign()}[p]
+    clean, attacked = net(x), net(x) + STRENGTH * delta @ net[1].weight.T
+    expected = F.cross_entropy(clean, y) + (F.cross_entropy(attacked, y) - F.cross_entropy(clean, y)) / 2
+    found = penalties.one_step_augmentation(net, x, y, strength=STRENGTH, p=p)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradients(net, found), gradients(net, expected), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 7])
+def test_cross_lipschitz_of_a_linear_model(classes):
+    net, (x, y) = linear(classes), batch(classes=classes)
+    w = net[1].weight
+    pairs = itertools.combinations(range(classes), 2)
+    expected = F.cross_entropy(net(x), y) + STRENGTH * 2 / classes**2 * sum(
+        (w[i] - w[j]).square().sum() for i, j in pairs
+    )
+    found = penalties.cross_lipschitz(net, x, y, strength=STRENGTH)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradients(net, found), gradients(net, expected), rtol=1e-11, atol=1e-14)
+
+
+def test_pgd_training_of_a_linear_model_with_two_classes():
+    """The steepest direction is the same everywhere, so PGD ends in the corner of the ball, wherever it starts."""
+    net, (x, y) = linear(2), batch(classes=2)
+    w = net[1].weight
+    apart = (w[1] - w[0]) * (1 - 2 * y[:, None])  # the loss rises with the other class's logit less the label's
+    margin = ((net(x) @ torch.tensor([-1.0, 1.0]).double()) * (1 - 2 * y)) + STRENGTH * apart.abs().sum(1)
+    found = penalties.pgd_training(net, x, y, strength=STRENGTH, random_start=False)
+    torch.testing.assert_close(found, F.softplus(margin).mean(), rtol=1e-13, atol=0)
+
+
+def test_cross_lipschitz_is_its_definition_on_a_curved_net():
+    net, (x, y) = smooth_net(), batch()
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda v: net(v[None])[0], image) for image in x])
+    rows = jacobian.flatten(2)
+    pairs = sum((rows[:, i] - rows[:, j]).square().sum(1) for i in range(CLASSES) for j in range(i))
+    expected = F.cross_entropy(net(x), y) + STRENGTH * 2 / CLASSES**2 * pairs.mean()
+    torch.testing.assert_close(penalties.cross_lipschitz(net, x, y, strength=STRENGTH), expected, rtol=1e-13, atol=0)
+
+
+# The attacks inside the objectives are those of advdim.attacks
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, INF])
+def test_augmentation_adds_the_one_step_attack(p):
+    net, (x, y) = relu_net(), batch()
+    attacked = attacks.one_step(net, x, y, p=p, eps=norms.threshold(STRENGTH, p, D))
+    expected = (F.cross_entropy(net(x), y) + F.cross_entropy(net(attacked), y)) / 2
+    found = penalties.one_step_augmentation(net, x, y, strength=STRENGTH, p=p)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("p", [2, INF])
+def test_one_full_step_of_pgd_is_the_one_step_attack(p):
+    net, (x, y), eps = relu_net(), batch(), norms.threshold(STRENGTH, p, D)
+    expected = F.cross_entropy(net(attacks.one_step(net, x, y, p=p, eps=eps)), y)
+    found = penalties.pgd_training(
+        net, x, y, strength=STRENGTH, p=p, steps=1, step_size=eps, random_start=False, generator=seeded()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("p", [1, 2, INF])
+def test_pgd_training_uses_the_attack_of_seven_steps(p):
+    net, (x, y), eps = relu_net(), batch(), norms.threshold(STRENGTH, p, D)
+    step = None if p == 1 else eps / (0.75 * 7)
+    attacked = attacks.pgd(net, x, y, p=p, eps=eps, steps=7, step_size=step, random_start=True, generator=seeded(5))
+    found = penalties.pgd_training(net, x, y, strength=STRENGTH, p=p, generator=seeded(5))
+    assert found.item() == pytest.approx(F.cross_entropy(net(attacked), y).item(), rel=1e-13)
+
+
+def test_pgd_training_starts_at_random_within_the_ball_and_steps_as_the_paper_does():
+    net, (x, y) = relu_net(), batch()
+    seen = inputs_of(net, lambda: penalties.pgd_training(net, x, y, strength=STRENGTH, generator=seeded()))
+    moved = [(point - x).abs() for point in seen]
+    assert len(seen) == 8
+    assert moved[0].mean().item() == pytest.approx(STRENGTH / 2, rel=0.1)  # uniform in [-strength, strength]
+    assert max(m.max().item() for m in moved) <= STRENGTH
+    first = (seen[1] - seen[0]).abs()
+    inside = moved[1] < STRENGTH * (1 - 1e-9)
+    assert inside.double().mean() > 0.5
+    torch.testing.assert_close(first[inside], torch.full_like(first[inside], STRENGTH / 5.25), rtol=1e-9, atol=0)
+
+
+# Gradients in the parameters, against finite differences
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gradient-l1", "gradient-l1.5", "gradient-l2", "augment-linf", "pgd-linf", "cross-lipschitz", "random-sign"],
+)
+@pytest.mark.parametrize("training", [False, True], ids=["smooth", "batch-norm"])
+def test_gradients_are_those_of_the_objective(name, training):
+    """With l_inf attacks, too: signs do not move with the parameters."""
+    net, (x, y) = tiny(batch_norm=training).train(training), batch(6, classes=3)
+
+    def objective(model):
+        return EVERY[name](model, x, y, 0.1, seeded())
+
+    found, expected = gradients(net, objective(net)), finite_differences(net, objective)
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["augment-l2", "pgd-l2"])
+def test_no_gradient_passes_through_a_perturbation(name):
+    """An l_2 perturbation does move with the parameters, and is held where it was found."""
+    net, (x, y) = tiny(), batch(6, classes=3)
+
+    def objective(model):
+        return EVERY[name](model, x, y, 0.3, seeded())
+
+    fixed = inputs_of(net, lambda: objective(net))[-1]
+
+    def held(model):
+        attacked = F.cross_entropy(model(fixed), y)
+        return attacked if name == "pgd-l2" else (attacked + F.cross_entropy(model(x), y)) / 2
+
+    found, expected = gradients(net, objective(net)), finite_differences(net, held)
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+    assert (found - finite_differences(net, objective)).norm() > 1e-4 * expected.norm()
+
+
+# Proposition 3
+
+
+@pytest.mark.parametrize("q", [1, 1.5, 2, INF])
+def test_gradient_penalty_and_augmentation_agree_to_first_order(q):
+    """Objectives and their gradients in the parameters differ by O(strength^2), the penalty itself is O(strength)."""
+    net, (x, y) = smooth_net(), batch()
+    strengths, apart = (1e-4, 1e-5), {"value": [], "gradient": [], "penalty": []}
+    for strength in strengths:
+        penalty = penalties.gradient_penalty(net, x, y, strength=strength, q=q)
+        augmented = penalties.one_step_augmentation(net, x, y, strength=strength, p=norms.dual(q))
+        apart["value"].append((penalty - augmented).abs().item())
+        apart["penalty"].append((penalty - penalties.plain(net, x, y)).item())
+        apart["gradient"].append((gradients(net, penalty) - gradients(net, augmented)).norm().item())
+    slopes = {name: math.log10(large / small) for name, (large, small) in apart.items()}
+    assert slopes == pytest.approx({"value": 2, "gradient": 2, "penalty": 1}, abs=0.05)
+    assert apart["value"][1] < 0.05 * apart["penalty"][1]
+
+
+# Random signs
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_the_mean_over_all_signs_is_exact(monkeypatch, classes):
+    net = nn.Sequential(*smooth_net()[:-1], nn.Linear(8, classes, dtype=torch.float64))
+    nn.init.normal_(net[-1].weight, generator=seeded())
+    x, y = batch(classes=classes)
+    found = []
+    for pattern in itertools.product((-1.0, 1.0), repeat=classes):
+        signs = torch.tensor(pattern, dtype=torch.float64)
+        monkeypatch.setattr(penalties, "_signs", lambda outputs, _, signs=signs: signs.expand_as(outputs))
+        found.append(EVERY["random-sign"](net, x, y, STRENGTH, seeded()))
+    exact = penalties.cross_lipschitz(net, x, y, strength=STRENGTH)
+    mean = torch.stack(found).mean()
+    torch.testing.assert_close(mean, exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(net, mean), gradients(net, exact), rtol=1e-10, atol=1e-13)
+    assert max(found) > exact * 1.0001 or classes == 2  # two classes: one difference, whatever the signs
+
+
+def test_signs_are_drawn_for_every_example_and_class():
+    signs = penalties._signs(torch.zeros(4000, 3, dtype=torch.float64), seeded())
+    assert signs.dtype == torch.float64
+    assert signs.unique().tolist() == [-1, 1]
+    moments = signs.T @ signs / len(signs)
+    torch.testing.assert_close(moments, torch.eye(3).double(), rtol=0, atol=0.06)  # 4 standard deviations
+    assert signs.mean(0).abs().max() < 0.06
+    assert (signs[1:] * signs[:-1]).mean(0).abs().max() < 0.06
+
+
+# What all objectives keep to
+
+
+@pytest.mark.parametrize("name", ["none", *EVERY])
+def test_strength_0_is_the_plain_loss(name):
+    net, (x, y) = relu_net(), batch()
+    objective = EVERY[name] if name in EVERY else penalties.objective(name)
+    expected = F.cross_entropy(net(x), y)
+    found = objective(net, x, y, 0, None)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradients(net, found), gradients(net, expected), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_randomness_comes_from_the_generator_alone(name):
+    net, (x, y) = relu_net(), batch(8)
+    values = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        values.append(EVERY[name](net, x, y, 0.1, seeded(7)).item())
+        assert torch.equal(torch.get_rng_state(), state)
+    assert values[0] == values[1]
+    draws = name.startswith(("pgd-l", "random"))
+    assert (EVERY[name](net, x, y, 0.1, seeded(8)).item() != values[0]) == draws
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_left_as_found(name, training):
+    """But for the graph: parameters, their .grad and requires_grad, the images and the mode do not change."""
+    net, (x, y) = relu_net(batch_norm=True).train(training), batch(8)
+    parameters = list(net.parameters())
+    parameters[0].requires_grad_(False)
+    for p in parameters[1::2]:
+        p.grad = torch.full_like(p, 3.0)
+    before = {k: v.clone() for k, v in net.named_parameters()}
+    images = x.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        value = EVERY[name](net, x, y, 0.1, seeded())
+    assert value.shape == ()
+    assert value.requires_grad
+    assert all(torch.equal(p, before[k]) for k, p in net.named_parameters())
+    assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
+    assert all(p.grad is None for p in parameters[::2])
+    assert all((p.grad == 3).all() for p in parameters[1::2])
+    assert torch.equal(x, images)
+    assert x.grad is None
+    assert net.training == training
+    assert all(module.training == training for module in net.modules())
+
+
+PASSES = {"gradient-l1": 1, "augment-linf": 2, "augment-l2": 2, "pgd-linf": 8, "cross-lipschitz": 1, "random-sign": 1}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_batch_norm_in_train_mode_sees_every_pass_with_the_whole_batch(name):
+    net = models.build("conv_strided", (3, 96, 96), 4, width=2, depth=2, batch_norm=True).train()
+    x, y = batch(5, shape=(3, 96, 96), dtype=torch.float32)  # more than attacks send through at once
+    seen = inputs_of(net, lambda: EVERY[name](net, x, y, 0.1, seeded()))
+    assert [len(images) for images in seen] == [5] * PASSES[name]
+    counts = [m.num_batches_tracked.item() for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert counts == [PASSES[name]] * len(counts)
+    net.eval()
+    EVERY[name](net, x, y, 0.1, seeded())
+    assert counts == [m.num_batches_tracked.item() for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_an_attack_in_train_mode_uses_the_statistics_of_the_batch():
+    net, (x, y) = relu_net(batch_norm=True), batch(8)
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):  # in eval mode, another net
+                m.running_mean += 0.5
+                m.running_var *= 4
+    values = {}
+    for training in (True, False):
+        net.train(training)
+        delta = torch.zeros_like(x)
+        for _ in range(3):
+            point = (x + delta).requires_grad_()
+            (g,) = torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)
+            delta = (delta + 0.1 / 2.25 * g.sign()).clamp(-0.1, 0.1)
+        values[training] = F.cross_entropy(net.train()(x + delta), y).item()
+    net.train()
+    found = penalties.pgd_training(net, x, y, strength=0.1, steps=3, random_start=False)
+    assert found.item() == pytest.approx(values[True], rel=1e-12)
+    assert found.item() != pytest.approx(values[False], rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [1, 1.5, 2, 3, INF])
+@pytest.mark.parametrize("share", [0.5, 1.0], ids=["some", "all"])
+def test_where_gradients_vanish_the_penalty_has_a_finite_gradient(q, share):
+    net, (x, y) = relu_net(), batch(8)
+    x[: int(share * 8)] = -100.0  # pushes every unit of these images below 0
+    with torch.no_grad():
+        for p in net[0].parameters():
+            p.copy_(p.abs())
+    found = penalties.gradient_penalty(net, x, y, strength=0.1, q=q)
+    g = torch.autograd.grad(F.cross_entropy(net(x.requires_grad_()), y), x)[0].flatten(1)
+    assert (norms.norm(g, 1) == 0).double().mean() == share
+    slopes = gradients(net, found)
+    assert slopes.isfinite().all()
+    assert slopes.norm() > 0
+    if share == 1:
+        assert found.item() == pytest.approx(F.cross_entropy(net(x), y).item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_objective_is_finite_in_float32_where_the_loss_saturates(name):
+    net, (x, y) = relu_net().float(), batch(8, dtype=torch.float32)
+    with torch.no_grad():
+        net[-1].weight *= 1e6
+        y = net(x).argmax(1)  # all right, and so sure of it that most gradients underflow to 0
+        assert (norms.norm(loss_gradient_of(net, x, y), 2) == 0).any()
+    value = EVERY[name](net, x, y, 1e-6, seeded())
+    assert value.isfinite()
+    assert gradients(net, value).isfinite().all()
+
+
+def loss_gradient_of(net, x, y):
+    with torch.enable_grad():
+        point = x.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(net(point), y, reduction="sum"), point)[0].flatten(1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_training_lowers_every_objective(name):
+    net, (x, y) = relu_net(batch_norm=True).float().train(), batch(16, dtype=torch.float32)
+    optimiser = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    generator, values = seeded(), []
+    for _ in range(25):
+        optimiser.zero_grad()
+        value = EVERY[name](net, x, y, 0.01, generator)
+        value.backward()
+        optimiser.step()
+        values.append(value.item())
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_an_objective_has_a_graph_even_where_gradients_are_off():
+    net, (x, y) = relu_net(), batch()
+    for name in EVERY:
+        with torch.no_grad():
+            off = EVERY[name](net, x, y, 0.1, seeded())
+        assert off.item() == EVERY[name](net, x, y, 0.1, seeded()).item()
+
+
+# Errors say what was wrong, and the way out
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("strength", [-0.1, math.nan, INF])
+def test_a_wrong_strength(name, strength):
+    with pytest.raises(ValueError, match=rf"at least 0 and finite, got {strength}; 0 trains on the plain loss"):
+        EVERY[name](linear(), *batch(), strength, seeded())
+
+
+def test_wrong_choices():
+    net, (x, y) = linear(), batch()
+    with pytest.raises(ValueError, match=r"unknown method 'pgd': choose one of none, gradient-l1, .*cross-lipschitz"):
+        penalties.objective("pgd")
+    with pytest.raises(ValueError, match=r"'none' has no penalty, got strength 0.1; set it to 0, or choose a method"):
+        penalties.objective("none")(net, x, y, 0.1, None)
+    with pytest.raises(ValueError, match=r"p in \[1, inf\] only, got p = 0.5"):
+        penalties.gradient_penalty(net, x, y, strength=0.1, q=0.5)
+    with pytest.raises(ValueError, match=r"p in \[1, inf\] only, got p = 0.5"):
+        penalties.one_step_augmentation(net, x, y, strength=0.1, p=0.5)
+    with pytest.raises(ValueError, match=r"p = 1, 2 and inf, got p = 3"):
+        penalties.pgd_training(net, x, y, strength=0.1, p=3, generator=seeded())
+    with pytest.raises(ValueError, match=r"a random start needs generator=torch.Generator\(\).manual_seed"):
+        penalties.pgd_training(net, x, y, strength=0.1)
+    with pytest.raises(ValueError, match=r"random signs need generator=torch.Generator\(\).manual_seed"):
+        penalties.cross_lipschitz(net, x, y, strength=0.1, estimator="random-sign")
+    with pytest.raises(ValueError, match=r"estimator must be 'exact' or 'random-sign', got 'hutchinson'"):
+        penalties.cross_lipschitz(net, x, y, strength=0.1, estimator="hutchinson")
+
+
+@pytest.mark.parametrize("name", ["none", *EVERY])
+def test_soft_labels_are_refused(name):
+    net, (x, _) = linear(), batch()
+    objective = EVERY[name] if name in EVERY else penalties.objective(name)
+    with pytest.raises(ValueError, match=r"\[5, 4\]|one value per example|int64"):
+        objective(net, x, net(x).softmax(1).detach(), 0.0 if name == "none" else 0.1, seeded())
