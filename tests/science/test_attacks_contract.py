@@ -168,12 +168,15 @@ def test_each_step_is_one_pass_forward_and_one_back():
     net, (x, y) = relu_net(), batch(4)
     passed = {"forward": 0, "backward": 0}
     net.register_forward_hook(lambda *_: passed.update(forward=passed["forward"] + 1))
-    net[0].weight.register_hook(lambda _: pytest.fail("the parameters are frozen"))
+    learning = []
+    net.register_forward_pre_hook(lambda *_: learning.extend(p.requires_grad for p in net.parameters()))
     net[-1].register_full_backward_hook(lambda *_: passed.update(backward=passed["backward"] + 1))
     attacks.one_step(net, x, y, p=2, eps=0.1)
     assert passed == {"forward": 1, "backward": 1}
     attacks.pgd(net, x, y, p=2, eps=0.1, steps=7)
     assert passed == {"forward": 8, "backward": 8}
+    assert not any(learning)  # or activations would be kept for the gradients of the parameters
+    assert len(learning) == 8 * len(list(net.parameters()))
 
 
 def test_early_stop_spares_the_misclassified_in_steps_and_restarts():
