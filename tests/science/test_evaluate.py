@@ -41,14 +41,15 @@ def test_a_linear_model_in_closed_form(p):
 
 
 def test_it_is_its_parts_on_a_relu_net_in_any_batches():
-    net, (x, y) = relu_net(), batch(30)
-    attacked = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    net, (x, y) = relu_net(), batch(200)
+    attacked = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
     result = measure.evaluate(net, x, y, attacked, p=2, eps=10.0)
     assert result.damage == pytest.approx(measure.damage(net, x, y, attacked).mean().item(), rel=1e-12)
     zero_one = measure.damage(net, x, y, attacked, loss=measure.zero_one)
     assert result.accuracy_damage == pytest.approx(zero_one.mean().item(), abs=1e-12)
     changed = measure.vulnerability(net, x, attacked)
     assert result.vulnerability == pytest.approx(changed.double().mean().item(), abs=1e-12)
+    assert ((zero_one < 0).any() and (zero_one > 0).any()).item()  # the attack also sets some wrong ones right
     assert result.accuracy_damage <= result.vulnerability
     assert result.size == pytest.approx(norms.norm(attacked - x, 2).max().item(), rel=1e-12)
     lowered = measure.damage(net, x, y, attacked) <= 0
@@ -84,6 +85,8 @@ def test_each_flag_is_raised_by_its_own_offence():
     assert measure.evaluate(net, x, y, x - 0.1 * step, p=INF, eps=0.1).flags == CLEAN | {"not raised": 1}
     far = measure.evaluate(net, x, y, x + step, p=INF, eps=1.0)
     assert far.flags == CLEAN | {"out of range": 1}
+    for shift in (1.0, -1.0):
+        assert measure.evaluate(net, x, y, x + shift, p=INF, eps=1.0).flags["out of range"] == 1
     half = torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) % 2 == 0, x + 0.2 * step, x + 0.1 * step)
     assert measure.evaluate(net, x, y, half, p=INF, eps=0.1).flags == CLEAN | {"too large": 0.5}
 
