@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from nets import batch, relu_net
+from nets import batch
 from torch.nn import functional as F
 
 from advdim import attacks, measure, models, norms
@@ -41,7 +41,7 @@ def test_a_linear_model_in_closed_form(p):
 
 
 def test_it_is_its_parts_on_a_relu_net_in_any_batches():
-    net, (x, y) = relu_net(), batch(200)
+    net, (x, y) = models.build("mlp", (2, 6, 6), 4, width=16).double(), batch(200)
     attacked = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
     result = measure.evaluate(net, x, y, attacked, p=2, eps=10.0)
     assert result.damage == pytest.approx(measure.damage(net, x, y, attacked).mean().item(), rel=1e-12)
