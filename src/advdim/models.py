@@ -58,6 +58,10 @@ class Net(nn.Sequential):
             x = layer(x)
         return x
 
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        """One layer, or some of them as a plain sequence (for the maps inside the network, say)."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
 
 def build(
     name: str,

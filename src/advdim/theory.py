@@ -116,7 +116,7 @@ def _variances(
     why = []
     ratios = {}
     for i, layer in enumerate(weight_layers(model), start=1):
-        weight = layer.weight.detach().double()
+        weight = layer.weight.detach().cpu().double()  # not every device has float64
         square, n = weight.square(), weight.numel()
         error = float(square.std()) / math.sqrt(n) if n > 1 else math.inf
         if abs(float(square.mean()) - 2 / in_degree(layer)) > 5 * error + 1e-6 / in_degree(layer):
@@ -128,7 +128,8 @@ def _variances(
         low, high = min(ratios.values()), max(ratios.values())
         times = f"{low:.2g}" if high < 1.1 * low else f"{low:.2g} to {high:.2g}"
         why.append(f"the variance is {times} times 2 / in-degree in weight layer {which}")
-    if any(isinstance(m, nn.Conv2d) and m.padding_mode == "zeros" and any(m.padding) for m in model.modules()):
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.padding != "valid"]
+    if any(m.padding_mode == "zeros" and any(m.padding) for m in convolutions):
         why.append("zero padding lowers the in-degree at the border")
     if averages:
         why.append("the weights of an average are fixed, of mean 1/k")

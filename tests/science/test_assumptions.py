@@ -190,3 +190,11 @@ def test_networks_that_are_no_sequence_or_have_no_shape_are_refused():
     norm = nn.BatchNorm2d(1, track_running_stats=False)
     with pytest.raises(TypeError, match="track_running_stats"):
         theory.path_second_moment(nn.Sequential(norm, *plain), (1, 4, 4))
+
+
+@pytest.mark.parametrize(("padding", "status"), [("valid", "holds"), (0, "holds"), ("same", "fails"), (1, "fails")])
+def test_only_padding_that_adds_zeros_lowers_the_in_degree(padding, status):
+    side = 6 if padding in ("valid", 0) else 8
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=padding), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 2))
+    initialise.he_(net, torch.Generator().manual_seed(0))
+    assert theory.check_assumptions(net, image_shape=(1, 8, 8))["H3"].status == status

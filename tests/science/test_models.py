@@ -268,3 +268,12 @@ def test_images_of_another_shape_are_refused_by_value(shape):
     net = models.build("conv_strided", (3, 8, 8), width=4, depth=2)
     with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
         net(torch.zeros(shape))
+
+
+def test_a_slice_of_a_network_is_its_layers():
+    net = models.build("conv_strided", (1, 8, 8), depth=2, width=4, batch_norm=True)
+    x = torch.rand(3, 1, 8, 8)
+    readout = net[-1]
+    assert isinstance(readout, torch.nn.Linear)
+    torch.testing.assert_close(readout(net[:-1](x)), net(x), rtol=0, atol=0)
+    assert net[1:3][0] is net[1]
