@@ -218,11 +218,14 @@ def test_float32_and_foreign_modules(attack):
 
 
 def test_the_fast_layout_is_taken_on_a_cpu_and_changes_nothing():
-    net, (x, _) = relu_net().float(), batch(6, dtype=torch.float32)
+    net, (x, y) = relu_net().float(), batch(6, dtype=torch.float32)
     seen = []
     net[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
     torch.testing.assert_close(passes.forward(net, x), net(x), rtol=1e-5, atol=1e-6)
     assert seen == [False, True]
+    for layout in (torch.contiguous_format, torch.channels_last):  # and gradients come in that of the images
+        laid = x.contiguous(memory_format=layout)
+        assert measure.input_gradients(net, laid, y).is_contiguous(memory_format=layout)
     assert passes.forward(Viewing(), x).shape == (6, 4)
 
 
