@@ -123,13 +123,13 @@ def test_augmentation_adds_the_one_step_attack(p):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("share", [1, 0.5])
 @pytest.mark.parametrize("p", [2, INF])
-def test_one_full_step_of_pgd_is_the_one_step_attack(p):
-    net, (x, y), eps = relu_net(), batch(), norms.threshold(STRENGTH, p, D)
-    expected = F.cross_entropy(net(attacks.one_step(net, x, y, p=p, eps=eps)), y)
-    found = penalties.pgd_training(
-        net, x, y, strength=STRENGTH, p=p, steps=1, step_size=eps, random_start=False, generator=seeded()
-    )
+def test_one_step_of_pgd_is_the_one_step_attack(p, share):
+    """A full step, or half of one, which stays inside the ball."""
+    net, (x, y), step = relu_net(), batch(), share * norms.threshold(STRENGTH, p, D)
+    expected = F.cross_entropy(net(attacks.one_step(net, x, y, p=p, eps=step)), y)
+    found = penalties.pgd_training(net, x, y, strength=STRENGTH, p=p, steps=1, step_size=step, random_start=False)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 

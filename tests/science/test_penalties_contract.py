@@ -10,7 +10,28 @@ from objectives import EVERY, INF, gradients, inputs_of, seeded
 from torch import nn
 from torch.nn import functional as F
 
-from advdim import models, norms, penalties
+from advdim import models, norms, passes, penalties
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "options"),
+    [
+        ("gradient-l1", penalties.gradient_penalty, {"q": 1}),
+        ("gradient-l2", penalties.gradient_penalty, {"q": 2}),
+        ("augment-linf", penalties.one_step_augmentation, {"p": INF}),
+        ("augment-l2", penalties.one_step_augmentation, {"p": 2}),
+        ("pgd-linf", penalties.pgd_training, {"p": INF, "steps": 7, "random_start": True, "generator": seeded}),
+        ("cross-lipschitz", penalties.cross_lipschitz, {"estimator": "exact"}),
+    ],
+)
+def test_methods_are_what_their_names_say(name, objective, options):
+    net, (x, y) = relu_net(), batch()
+    options = {k: v() if k == "generator" else v for k, v in options.items()}
+    expected = objective(net, x, y, strength=0.1, **options).item()
+    assert penalties.objective(name)(net, x, y, 0.1, seeded()).item() == expected
+    others = [penalties.objective(m)(net, x, y, 0.1, seeded()).item() for m in EVERY if m in penalties.METHODS]
+    assert sum(value == expected for value in others) == 1
+    assert len(others) == 6
 
 
 @pytest.mark.parametrize("name", ["none", *EVERY])
@@ -68,8 +89,9 @@ PASSES = {"gradient-l1": 1, "augment-linf": 2, "augment-l2": 2, "pgd-linf": 8, "
 
 @pytest.mark.parametrize("name", PASSES)
 def test_batch_norm_in_train_mode_sees_every_pass_with_the_whole_batch(name):
-    net = models.build("conv_strided", (3, 96, 96), 4, width=2, depth=2, batch_norm=True).train()
-    x, y = batch(5, shape=(3, 96, 96), dtype=torch.float32)  # more than attacks send through at once
+    net = models.build("conv_strided", (1, 160, 160), 4, width=2, depth=2, batch_norm=True).train()
+    x, y = batch(5, shape=(1, 160, 160), dtype=torch.float32)
+    assert len(list(passes.batches(x))) > 1  # more than attacks send through at once, of themselves
     seen = inputs_of(net, lambda: EVERY[name](net, x, y, 0.1, seeded()))
     assert [len(images) for images in seen] == [5] * PASSES[name]
     counts = [m.num_batches_tracked.item() for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
