@@ -5,7 +5,7 @@ Images are float tensors [N, C, H, W] in [0, 1], and every eps is in the same un
 
 import torch as _torch
 
-from . import attacks, data, experiments, initialise, measure, models, norms, penalties, plots, scaling, theory
+from . import attacks, data, experiments, initialise, measure, models, norms, penalties, plots, scaling, theory, train
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "plots",
     "scaling",
     "theory",
+    "train",
 ]
 
 

@@ -1,0 +1,40 @@
+"""Random crops and flips of a batch of images, as tensors on their device, each image by its own draw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True) -> Tensor:
+    """Pad every image with black, cut its own random window of the old size out, and mirror one in two.
+
+    Args:
+        x: [N, C, H, W], of any dtype.
+        generator: draws the N vertical shifts, then the N horizontal ones, then the N flips. A generator on the CPU
+            gives the same draws whatever the device of x.
+        padding: black pixels (0) on each side; shifts are uniform on -padding, ..., padding, in both directions.
+        flip: whether to mirror left and right with chance 1/2.
+
+    Returns:
+        Like x.
+
+    Raises:
+        ValueError: if x is not [N, C, H, W], or the padding is negative.
+    """
+    if x.ndim != 4 or padding < 0:
+        raise ValueError(f"x must be [N, C, H, W] and padding at least 0, got {tuple(x.shape)} and {padding}")
+    n, channels, height, width = x.shape
+
+    def draw(high: int) -> Tensor:
+        drawn = torch.randint(high, (n, 1), generator=generator, device=generator.device)
+        return drawn.to(x.device, non_blocking=True)
+
+    rows = draw(2 * padding + 1) + torch.arange(height, device=x.device)  # [N, H], in the padded image
+    columns = draw(2 * padding + 1) + torch.arange(width, device=x.device)
+    if flip:
+        columns = torch.where(draw(2) == 1, columns.flip(1), columns)
+    padded = F.pad(x, (padding,) * 4)
+    images, maps = torch.arange(n, device=x.device), torch.arange(channels, device=x.device)
+    return padded[images.view(-1, 1, 1, 1), maps.view(-1, 1, 1), rows[:, None, :, None], columns[:, None, None, :]]
