@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from . import attacks, norms, passes
 
-#: A training objective: (model, x [N, C, H, W], y [N], strength, generator) to the scalar to minimise.
+#: Takes (model, x [N, C, H, W], y [N], strength, generator) to the scalar to minimise.
 Objective = Callable[[nn.Module, Tensor, Tensor, float, torch.Generator | None], Tensor]
 
 
@@ -124,8 +124,7 @@ def pgd_training(
 
     Raises:
         TypeError: if x or y is not a tensor, or x not floating point.
-        ValueError: if the strength is negative or not finite, p none of the three, a random start has no generator, or
-            as :func:`advdim.attacks.pgd`.
+        ValueError: if the strength is negative or not finite, or as :func:`advdim.attacks.pgd`.
     """
     size = _size(strength, p, x)
     if size == 0:
@@ -152,20 +151,19 @@ def cross_lipschitz(
     r"""Mean of :math:`L + \lambda \frac{2}{K^2} \sum_{l<m} \lVert \nabla_x f_l - \nabla_x f_m \rVert_2^2`.
 
     The regulariser of Hein and Andriushchenko (2017). Its squared norms are of the K logits f, not of the loss: here,
-    :math:`\lambda` is no size of an attack, and d does not enter.
+    :math:`\lambda` is no size of an attack, and d does not enter. Batch-norm in train mode removes what all images
+    share, and with it most of the gradient of a total over the batch; signs that differ from image to image keep it.
 
     Args:
         model: maps [N, C, H, W] to [N, K].
         x: [N, C, H, W], floating point, in pixel units.
         y: [N], int64 labels.
         strength: :math:`\lambda`, in squared pixel units.
-        estimator: "exact", by K backward passes, or "random-sign", by one, with a random sign per example and class:
-            unbiased where examples do not interact (no batch-norm in train mode).
+        estimator: "exact", by K backward passes, or "random-sign", by one: random signs, and the same expectation.
         generator: draws the signs.
 
     Raises:
-        ValueError: if the strength is negative or not finite, the estimator neither of the two, random signs have no
-            generator, or y does not hold one label per example.
+        ValueError: if strength, estimator or y is none of the above, or random signs have no generator.
     """
     _check(strength)
     if estimator not in ("exact", "random-sign"):
@@ -173,10 +171,12 @@ def cross_lipschitz(
     if strength == 0:
         return plain(model, x, y)
     leaf, outputs = passes.with_graph(model, x)
-    # Write g_l = grad f_l, S = sum_l g_l and h_l = g_l - S/K. Half the sum over all ordered pairs (l, m) is
+    # With g_l = grad f_l, S = sum_l g_l and h_l = g_l - S/K = grad (f_l - mean f), half the sum over ordered pairs is
     #   sum_{l<m} |g_l - g_m|^2 = (1/2) sum_{l,m} (|g_l|^2 - 2 <g_l, g_m> + |g_m|^2) = K sum_l |g_l|^2 - |S|^2,
     # and as sum_l |h_l|^2 = sum_l |g_l|^2 - |S|^2 / K, it equals K sum_l |h_l|^2: nothing large is left to cancel.
-    centred = outputs - outputs.mean(dim=1, keepdim=True)  # its gradients are the h_l
+    # Signs that alternate over the batch change no square, but see the docstring for batch-norm.
+    turns = 1 - 2 * (torch.arange(len(x), device=x.device) % 2)
+    centred = turns[:, None] * (outputs - outputs.mean(dim=1, keepdim=True))
     if estimator == "exact":
         directions = list(centred.unbind(dim=1))
     elif generator is None:
@@ -196,6 +196,8 @@ def _usual(model: nn.Module, x: Tensor, y: Tensor, strength: float, generator: t
 
 
 #: The training methods compared in the paper, by name.
+#:
+#: :meta hide-value:
 METHODS: dict[str, Objective] = {
     "none": _usual,
     "gradient-l1": lambda m, x, y, strength, _: gradient_penalty(m, x, y, strength=strength, q=1),
@@ -230,7 +232,6 @@ def _check(strength: float) -> None:
 
 
 def _size(strength: float, p: float, x: Tensor) -> float:
-    """Size of the l_p attack that a strength stands for."""
     _check(strength)
     return norms.threshold(strength, p, x.shape[1:].numel())
 
@@ -241,8 +242,7 @@ def _losses(outputs: Tensor, y: Tensor) -> Tensor:
 
 def _gradient(values: Tensor, leaf: Tensor) -> Tensor:
     """Gradient of every example's value in its own image, with a graph."""
-    (g,) = torch.autograd.grad(values.sum(), leaf, create_graph=True)
-    return g
+    return torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
 
 
 def _signs(outputs: Tensor, generator: torch.Generator) -> Tensor:

@@ -111,6 +111,24 @@ def test_cross_lipschitz_is_its_definition_on_a_curved_net():
     torch.testing.assert_close(penalties.cross_lipschitz(net, x, y, strength=STRENGTH), expected, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("estimator", ["exact", "random-sign"])
+def test_cross_lipschitz_in_train_mode_is_about_that_of_the_same_statistics(estimator):
+    """The gradient of a plain total over the batch would lose four fifths of it to batch-norm."""
+    net = models.build("conv_strided", (3, 16, 16), width=16, depth=4, batch_norm=True, normalise="batch").double()
+    x, y = batch(32, shape=(3, 16, 16), classes=10)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = 1.0  # the running statistics are the last batch's
+    values = {}
+    for training in (True, False):
+        net.train(training)
+        options = {"estimator": estimator, "generator": seeded()}
+        draws = 1 if estimator == "exact" else 10
+        penalised = [penalties.cross_lipschitz(net, x, y, strength=1, **options).item() for _ in range(draws)]
+        values[training] = sum(penalised) / draws - penalties.plain(net, x, y).item()
+    assert values[True] == pytest.approx(values[False], rel=0.2)
+
+
 # The attacks inside the objectives are those of advdim.attacks
 
 
