@@ -37,9 +37,9 @@ def finite_differences(net, objective, step=1e-5):
 
 def tiny(batch_norm=False):
     """A smooth net small enough to be differentiated parameter by parameter."""
-    layers = [nn.Conv2d(2, 3, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4), nn.Softplus(), nn.Linear(4, 3)]
+    layers = [nn.Conv2d(2, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4), nn.Softplus(), nn.Linear(4, 3)]
     if batch_norm:
-        layers.insert(1, nn.BatchNorm2d(3))
+        layers.insert(1, nn.BatchNorm2d(2))
     net, generator = nn.Sequential(*layers).double(), seeded(3)
     for p in net.parameters():
         nn.init.normal_(p, std=0.8, generator=generator)
