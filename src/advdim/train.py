@@ -187,7 +187,6 @@ def _train_epoch(run: _Run, layout: torch.memory_format, bar: Any, save: Callabl
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
                 loss = objective(run.model, x, y, recipe.strength, run.generator)
         except ValueError as error:  # an attack refuses the NaN gradients of a network that has diverged
-            _refuse_divergence(run, losses, error)
             with torch.no_grad():
                 if run.model(x).isfinite().all():
                     raise
@@ -206,12 +205,12 @@ def _train_epoch(run: _Run, layout: torch.memory_format, bar: Any, save: Callabl
                 save()
 
 
-def _refuse_divergence(run: _Run, losses: Tensor, cause: Exception | None = None) -> None:
+def _refuse_divergence(run: _Run, losses: Tensor) -> None:
     state = run.state
     bad = (~losses[: state.batch].isfinite()).nonzero()
     if len(bad) or not all(bool(t.isfinite().all()) for t in run.model.state_dict().values()):
         batch = int(bad[0]) if len(bad) else state.batch - 1
-        raise DivergenceError(run.recipe, state.epoch, batch, state.history) from cause
+        raise DivergenceError(run.recipe, state.epoch, batch, state.history)
 
 
 def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs) -> None:
