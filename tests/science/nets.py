@@ -25,3 +25,17 @@ def smooth_net():
     for p in net.parameters():
         nn.init.normal_(p, std=0.5, generator=generator)
     return net
+
+
+class Bomb(nn.Module):
+    """A layer that passes its input on, and raises instead after some passes."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("boom")
+        return x

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from nets import batch, relu_net
+from nets import Bomb, batch, relu_net
 from torch import nn
 
 from advdim import attacks, measure, models, passes
@@ -107,18 +107,6 @@ def test_an_image_without_gradient_stays_where_it_is(attack):
     attacked = attack(dead, x, y)
     started = [ATTACKS[name] for name in ATTACKS if "restarted" in name]
     assert torch.equal(attacked, x) == (attack not in started)
-
-
-class Bomb(nn.Module):
-    def __init__(self, after):
-        super().__init__()
-        self.left = after
-
-    def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("boom")
-        return x
 
 
 @every_attack

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from nets import batch, relu_net, smooth_net
+from nets import Bomb, batch, relu_net, smooth_net
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -106,18 +106,6 @@ def test_measuring_in_float64_is_a_copy_of_the_model():
 
 
 # What measuring leaves behind: nothing
-
-
-class Bomb(nn.Module):
-    def __init__(self, after):
-        super().__init__()
-        self.left = after
-
-    def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("boom")
-        return x
 
 
 @pytest.mark.parametrize("after", [0, 1, 10**9])
