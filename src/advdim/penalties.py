@@ -206,6 +206,9 @@ METHODS: dict[str, Objective] = {
     "augment-l2": lambda m, x, y, strength, _: one_step_augmentation(m, x, y, strength=strength, p=2),
     "pgd-linf": lambda m, x, y, strength, generator: pgd_training(m, x, y, strength=strength, generator=generator),
     "cross-lipschitz": lambda m, x, y, strength, _: cross_lipschitz(m, x, y, strength=strength),
+    "cross-lipschitz-random": lambda m, x, y, strength, generator: cross_lipschitz(
+        m, x, y, strength=strength, estimator="random-sign", generator=generator
+    ),
 }
 
 
@@ -213,10 +216,12 @@ def objective(method: str) -> Objective:
     """The training objective of a method of :data:`METHODS`, by name.
 
     Args:
-        method: "none", "gradient-l1", "gradient-l2", "augment-linf", "augment-l2", "pgd-linf" or "cross-lipschitz".
+        method: "none", "gradient-l1", "gradient-l2", "augment-linf", "augment-l2", "pgd-linf", "cross-lipschitz" or,
+            with random signs, "cross-lipschitz-random".
 
     Returns:
-        A function of (model, x, y, strength, generator), all positional; only "pgd-linf" draws from the generator.
+        A function of (model, x, y, strength, generator), all positional; only "pgd-linf" and
+        "cross-lipschitz-random" draw from the generator.
 
     Raises:
         ValueError: for an unknown method.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from . import penalties
+from .data import Resize
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Recipe:
             momentum kept).
         halve_every: epochs between those returns.
         augment: whether to crop at random, with padding 4, and flip (:func:`advdim.augment.crop_and_flip`).
-        size: side, in pixels, to which images are enlarged by copying, after augmentation; None keeps theirs.
+        size: side, in pixels, to which images are enlarged, after augmentation; None keeps theirs.
+        resize: how, "copy" or "bilinear"; see :func:`advdim.data.resize`.
         validation: share of the training images that is held out.
         early_stopping: epochs without a better validation accuracy after which training ends, or None.
         keep: the weights kept, of the "last" epoch or of the first of "best" validation accuracy.
@@ -53,6 +55,7 @@ class Recipe:
     halve_every: int = 30
     augment: bool = False
     size: int | None = None
+    resize: Resize = "copy"
     validation: float = 0.0
     early_stopping: int | None = None
     keep: str = "last"
@@ -61,7 +64,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         penalties.objective(self.method)
-        for name, choices in (("schedule", ("one-cycle", "paper")), ("keep", ("last", "best"))):
+        known = {"schedule": ("one-cycle", "paper"), "keep": ("last", "best"), "resize": ("copy", "bilinear")}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         for name in ("epochs", "batch_size", "halve_every", "early_stopping", "size"):

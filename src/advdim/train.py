@@ -34,10 +34,13 @@ from .recipes import Recipe as Recipe
 from .recipes import Result as Result
 
 #: Methods that differentiate twice: the channels-last layout brings them nothing.
-DOUBLE = ("gradient-l1", "gradient-l2", "cross-lipschitz")
+DOUBLE = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
 _CHUNK = 1000  # images evaluated at a time: bounds the memory for enlarged ones
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # images and labels, by what they are for
+
+#: Takes (model in eval mode, x [N, C, H, W] as the model takes them, y [N]) to numbers, sums over the images.
+Metrics = Callable[[nn.Module, Tensor, Tensor], dict[str, float]]
 
 
 @dataclass
@@ -81,6 +84,7 @@ def fit(
     checkpoint_every: int | None = None,
     progress: bool = True,
     eval_images: int = 1000,
+    metrics: Metrics | None = None,
 ) -> Result:
     """Train a model in place, and leave it in eval mode, parameters without ``.grad``.
 
@@ -96,7 +100,9 @@ def fit(
             and a finished run is only loaded. It has to be of the same recipe, data and freshly built model.
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
-        eval_images: images of the subsets on which accuracy in training and gradient norms are measured.
+        eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
+        metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
+            The history gets their means, as ``train_NAME`` and ``test_NAME``.
 
     Returns:
         The history, and the best epoch.
@@ -153,7 +159,7 @@ def fit(
             while run.state.epoch < recipe.epochs and not _stalled(run):
                 with _layout(model, recipe) as layout:
                     _train_epoch(run, layout, bar, save, checkpoint_every)
-                _end_epoch(run, evaluated, few)
+                _end_epoch(run, evaluated, few, metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
         finally:
@@ -213,7 +219,7 @@ def _refuse_divergence(run: _Run, losses: Tensor) -> None:
         raise DivergenceError(run.recipe, state.epoch, batch, state.history)
 
 
-def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs) -> None:
+def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs, metrics: Metrics | None) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
@@ -222,9 +228,13 @@ def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs) -> None:
     row["train_accuracy"] = _accuracy(model, *few["train"], recipe)
     row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in evaluated.items()}
     for name, (x, y) in few.items():
-        chunks = zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True)
-        found = [measure.gradient_norms(model, _images(xc, recipe, model), yc) for xc, yc in chunks]
-        row |= {f"{name}_l{q}": float(torch.cat([f[q] for f in found]).mean()) for q in (1, 2)}
+        sums: dict[str, float] = {}
+        for xc, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
+            xc = _images(xc, recipe, model)
+            found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
+            found |= metrics(model, xc, yc) if metrics else {}
+            sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
+        row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     row["seconds"] = state.seconds
     state.history.append(row)
     if "validation" in evaluated:
@@ -245,7 +255,7 @@ def _images(x: Tensor, recipe: Recipe, model: nn.Module) -> Tensor:
     """A few images as the model takes them: in [0, 1], in its dtype, enlarged."""
     x = x / 255 if x.dtype == torch.uint8 else x
     x = x.to(_weight(model).dtype)
-    return x if recipe.size is None else data.resize(x, recipe.size)
+    return x if recipe.size is None else data.resize(x, recipe.size, recipe.resize)
 
 
 def _accuracy(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> float:

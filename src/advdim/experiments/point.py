@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import data, measure, models, norms, theory
-from .spec import AtInitialisation, Images
+from . import after_training
+from .spec import AfterTraining, AtInitialisation, Images, Spec
 
 #: Metrics of a point: per name, one value per seed.
 Metrics = dict[str, list[float]]
@@ -20,7 +21,23 @@ Metrics = dict[str, list[float]]
 CALIBRATION = 64
 
 
-def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) -> Metrics:
+def run(
+    spec: Spec, device: torch.device, root: Path | None = None, *, checkpoint: Path | None = None
+) -> after_training.Metrics:
+    """Measure a point; see :func:`at_initialisation` and :func:`advdim.experiments.after_training.run`.
+
+    Args:
+        spec: the point.
+        device: where to measure.
+        root: the data folder, see :func:`advdim.data.root`.
+        checkpoint: a file from which an interrupted training run resumes.
+    """
+    if isinstance(spec, AfterTraining):
+        return after_training.run(spec, device, root, checkpoint)
+    return dict(at_initialisation(spec, device, root))
+
+
+def at_initialisation(spec: AtInitialisation, device: torch.device, root: Path | None = None) -> Metrics:
     r"""Gradient norms, their support and one-step damage of a network at initialisation, averaged over images.
 
     Metrics, one value per seed: ``l1``, ``l2``, ``linf``, means over images of :math:`\lVert \nabla_x L \rVert_q`;

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+from ..recipes import Recipe
 
 Resize = Literal["copy", "bilinear", "area"]
 
@@ -17,7 +19,7 @@ class Images:
     data: str
     size: int
     resize: Resize
-    n: int
+    n: int | None = None
     split: str = "test"
     seed: int = 0
 
@@ -63,13 +65,44 @@ class AtInitialisation:
         return f"{self.images.data} {self.images.size} px {self.images.resize}, {self.network}"
 
 
-def as_dict(spec: AtInitialisation) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AfterTraining:
+    """One point of an experiment on trained networks: one training run, measured by epoch and attacked at its end.
+
+    Attributes:
+        images: what is measured on; training is on as many pixels.
+        network: what is trained; the recipe's seed draws its weights, too.
+        recipe: how it is trained, but for the size of the images.
+        train: number of training images, a class-balanced sample; None takes all.
+        by_epoch: number of training and of test images measured after every epoch.
+        eps: size of the attacks, as that of the l_inf attack, in pixel units.
+        experiment: the experiment's name.
+    """
+
+    images: Images
+    network: Network
+    recipe: Recipe
+    train: int | None
+    by_epoch: int
+    eps: float
+    experiment: str
+
+    def __str__(self) -> str:
+        strength = f" {self.recipe.strength:g}" if self.recipe.strength else ""
+        where = f"{self.images.data} {self.images.size} px {self.images.resize}"
+        return f"{where}, {self.network.name}, {self.recipe.method}{strength}, seed {self.recipe.seed}"
+
+
+Spec: TypeAlias = AtInitialisation | AfterTraining
+
+
+def as_dict(spec: Spec) -> dict[str, Any]:
     """The spec as JSON has it: fields that are None are left out, so that a new option keeps old hashes."""
     compact: dict[str, Any] = _compact(asdict(spec))
     return compact
 
 
-def key(spec: AtInitialisation) -> str:
+def key(spec: Spec) -> str:
     """Stable name of a point: that of its dictionary."""
     return key_of(as_dict(spec))
 

@@ -1,0 +1,146 @@
+"""Measuring one training run of an experiment: by epoch, and under several attacks at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import attacks, data, measure, models, norms, train
+from .spec import AfterTraining
+
+#: Metrics of a point: numbers, lists of numbers, and the history by epoch.
+Metrics = dict[str, Any]
+
+#: Parts of equal size into which the images are binned by the norm of their gradient.
+BINS = 10
+
+#: Attacks of a given size, by name: exponent of the attacker's norm, and the function.
+SIZED: dict[str, tuple[float, Callable[..., Tensor]]] = {
+    "one-step-linf": (math.inf, attacks.one_step),
+    "one-step-l2": (2, attacks.one_step),
+    "pgd-linf": (math.inf, attacks.pgd),  # 10 steps of eps / 7.5 without a random start, as in the paper
+    "pgd-l2": (2, attacks.pgd),
+}
+#: Attacks that look for the nearest boundary, by name: exponent of the norm.
+NEAREST: dict[str, float] = {"deepfool-linf": math.inf, "deepfool-l2": 2}
+
+
+def run(spec: AfterTraining, device: torch.device, root: Path | None = None, checkpoint: Path | None = None) -> Metrics:
+    r"""Train a network, and attack it on test images.
+
+    Metrics: ``history``, name to one value per epoch (:class:`advdim.train.Result`, and for train and test images
+    ``damage``, ``vulnerability`` under the paper's attack, ten steps of PGD in l_inf); of the final network,
+    ``accuracy``, ``loss``, and ``l1`` and ``l2``, mean norms of :math:`\nabla_x L`; per attack ``ATTACK_damage``,
+    ``ATTACK_vulnerability``, ``ATTACK_accuracy``; for DeepFool the share of the images whose prediction it changed at
+    all, ``ATTACK_found``, their mean ``ATTACK_distance``, and, for its vulnerability and accuracy, only distances up
+    to eps counted; and of the l_inf attacks, by image: ``ATTACK_remainder``, the mean of
+    :math:`\lvert \Delta L - \varepsilon \lVert \nabla L \rVert_1 \rvert` over that of
+    :math:`\varepsilon \lVert \nabla L \rVert_1`, and ``ATTACK_bins``, means of the damage over tenths of the images in
+    order of ``bins``, the means of :math:`\varepsilon \lVert \nabla L \rVert_1`. ``flags`` are the largest over the
+    attacks of those of :class:`advdim.measure.Evaluation`.
+
+    Args:
+        spec: the point.
+        device: where to train and measure.
+        root: the data folder, see :func:`advdim.data.root`.
+        checkpoint: a file from which an interrupted run resumes, see :func:`advdim.train.fit`.
+
+    Raises:
+        DivergenceError: if training diverges.
+        ValueError: if a metric is not finite.
+    """
+    images, recipe = spec.images, spec.recipe
+    native = images.size if images.resize == "area" else None  # enlarging waits until a batch is on the device
+    x, y = data.load(images.data, "train", size=native, resize=images.resize, n=spec.train, seed=images.seed, root=root)
+    few, labels = data.load(
+        images.data, images.split, size=native, resize=images.resize, n=images.n, seed=images.seed, root=root
+    )
+    if images.resize != "area":
+        recipe = replace(recipe, size=images.size, resize=images.resize)
+    net = models.build(
+        **asdict(spec.network), image_shape=(x.shape[1], images.size, images.size), classes=10, seed=recipe.seed
+    ).to(device)
+    if spec.network.batch_norm or spec.network.normalise == "batch":  # else the first steps' averages are of noise
+        models.calibrate_batch_norm(net, _sized(x[: recipe.batch_size], spec).to(device))
+    result = train.fit(
+        net,
+        x,
+        y,
+        recipe,
+        x_test=few,
+        y_test=labels,
+        checkpoint=checkpoint,
+        progress=False,
+        eval_images=spec.by_epoch,
+        metrics=partial(by_epoch, eps=spec.eps),
+    )
+    history = {name: [row[name] for row in result.history] for name in result.history[0]}
+    metrics = {"history": history} | attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps)
+    _refuse_non_finite(metrics)
+    return metrics
+
+
+def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, eps: float) -> dict[str, float]:
+    """Sums over the images of what the paper's attack, 10 steps of PGD in l_inf, does."""
+    found = measure.evaluate(model, x, y, attacks.pgd(model, x, y, p=math.inf, eps=eps), p=math.inf, eps=eps)
+    return {"damage": found.damage * len(y), "vulnerability": found.vulnerability * len(y)}
+
+
+def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Metrics:
+    """Accuracy, gradient norms and the outcomes of all attacks, as :func:`run` names them, of a trained network."""
+    g = measure.gradient_norms(model, x, y)
+    loss = measure.losses(model, x, y)
+    first_order = eps * g[1]
+    order = first_order.argsort()
+    metrics: Metrics = {"l1": _mean(g[1]), "l2": _mean(g[2]), "loss": _mean(loss), "bins": _bins(first_order, order)}
+    flags: dict[str, float] = {}
+    for name, (p, attack) in SIZED.items():
+        size = norms.threshold(eps, p, x[0].numel())
+        images = attack(model, x, y, p=p, eps=size)
+        found = measure.evaluate(model, x, y, images, p=p, eps=size)
+        metrics["accuracy"] = found.accuracy
+        metrics |= {f"{name}_damage": found.damage, f"{name}_vulnerability": found.vulnerability}
+        metrics[f"{name}_accuracy"] = found.attacked_accuracy
+        flags = {flag: max(share, flags.get(flag, 0.0)) for flag, share in found.flags.items()}
+        if p == math.inf:
+            damage = measure.losses(model, images, y) - loss
+            metrics[f"{name}_bins"] = _bins(damage, order)
+            metrics[f"{name}_remainder"] = _mean((damage - first_order).abs()) / _mean(first_order)
+    flags.pop("out of range")  # the paper's protocol does not clip
+    predictions = measure.outputs(model, x).argmax(1)
+    for name, p in NEAREST.items():
+        images = attacks.deepfool(model, x, p=p)  # from the prediction, whether it is right or wrong
+        moved = measure.outputs(model, images).argmax(1) != predictions
+        distance = norms.norm(images - x, p)
+        near = moved & (distance <= norms.threshold(eps, p, x[0].numel()))
+        metrics |= {f"{name}_found": _mean(moved), f"{name}_distance": _mean(distance[moved])}
+        metrics |= {f"{name}_vulnerability": _mean(near), f"{name}_accuracy": _mean((predictions == y) & ~near)}
+    return metrics | {"flags": flags}
+
+
+def _sized(x: Tensor, spec: AfterTraining) -> Tensor:
+    return data.resize(x, spec.images.size, spec.images.resize)
+
+
+def _bins(values: Tensor, order: Tensor) -> list[float]:
+    """Means over parts of equal size of the images in the given order."""
+    return [_mean(part) for part in torch.tensor_split(values[order], min(BINS, len(values)))]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _refuse_non_finite(metrics: Metrics, path: str = "") -> None:
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            _refuse_non_finite(value, f"{path}{name} ")
+        elif not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{path}{name} = {value}")

@@ -1,0 +1,130 @@
+"""Where points are computed: in this process, or in others on this machine; :mod:`.cluster` has other machines.
+
+Each engine is a context manager of :class:`Workers`, and leaving it by an exception stops its workers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+#: Of glibc: large blocks are kept and used again, rather than given back and cleared at every step of training.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What computes.
+
+    Attributes:
+        submit: calls a function of a module with an argument; the future raises if the worker dies.
+        slots: how many calls can be under way now.
+        elsewhere: whether they run on other machines, which may have other data.
+    """
+
+    submit: Callable[[Callable[[Any], Any], Any], Future[Any]]
+    slots: Callable[[], int]
+    elsewhere: bool = False
+
+
+@contextmanager
+def serial() -> Iterator[Workers]:
+    """One call after the other, in this process."""
+
+    def submit(function: Callable[[Any], Any], argument: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(argument))
+        return future
+
+    yield Workers(submit, lambda: 1)
+
+
+@contextmanager
+def processes(jobs: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Workers]:
+    """Calls in processes of this machine.
+
+    They are single-process pools, so that one killed process takes no other call with it. Each process ends itself
+    when this one lets go of the pipe between them, which the kernel does for a process that is killed.
+
+    Args:
+        jobs: number of processes.
+        threads: threads of each for linear algebra.
+        gpus: number of CUDA devices, which the processes take in turn; 0 if they compute elsewhere.
+    """
+    context = get_context("spawn")  # a forked process has no CUDA, and inherits locked locks
+    pools: dict[int, ProcessPoolExecutor] = {}
+    pipes: dict[int, Connection] = {}
+    idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def start(i: int) -> ProcessPoolExecutor:
+        ours, theirs = context.Pipe()
+        if i in pipes:
+            pipes[i].close()
+        pipes[i] = ours
+        pools[i] = ProcessPoolExecutor(1, context, _begin, (theirs, i % gpus if gpus else None))
+        return pools[i]
+
+    def submit(function: Callable[[Any], Any], argument: Any) -> Future[Any]:
+        i = idle.get()
+        try:
+            future = (pools.get(i) or start(i)).submit(function, argument)
+        except BrokenExecutor:  # its process died
+            future = start(i).submit(function, argument)
+        future.add_done_callback(lambda _: idle.put(i))
+        return future
+
+    for i in range(jobs):
+        idle.put(i)
+    with _environment({**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}), ExitStack() as stack:
+        stack.callback(lambda: [pipe.close() for pipe in pipes.values()])
+        try:
+            yield Workers(submit, lambda: jobs)
+        except BaseException:
+            stack.close()
+            raise
+        finally:
+            for pool in pools.values():
+                pool.shutdown(cancel_futures=True)
+
+
+def _begin(pipe: Connection, gpu: int | None) -> None:
+    """What a process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; what to do about it is said by pipe
+
+    def end_with_the_runner() -> None:
+        try:
+            pipe.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=end_with_the_runner, daemon=True).start()
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """The environment of the processes that start within: what is set already counts for more."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
