@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .spec import AtInitialisation, Images, Network, Resize
+from ..recipes import PAPER, Recipe
+from .spec import AfterTraining, AtInitialisation, Images, Network, Resize, Spec
 
 #: Networks whose exponent at initialisation chapter 5 measures, and what each of them is there to show.
 INITIAL_NETWORKS = (
@@ -38,16 +39,14 @@ def initialisation(scale: str, data: str) -> list[AtInitialisation]:
     Networks with maxima are measured on images copied up and on images interpolated up; Imagenette is sized down.
 
     Args:
-        scale: "quick" (3 sizes, 4 seeds, 8 images) or "paper" (4 sizes, 8 seeds, 16 images).
+        scale: "quick" (3 sizes, 4 seeds, 8 images), else 4 sizes, 8 seeds and 16 images.
         data: "digits", or a name that begins with "cifar10" or "imagenette".
 
     Raises:
         ValueError: for another data set.
     """
     kinds = {"digits": DIGITS, "cifar10": CIFAR, "imagenette": IMAGENETTE}
-    kind = next((k for k in kinds if data.startswith(k)), None)
-    if kind is None:
-        raise ValueError(f"no grid for the data set {data!r}: take digits, or a cifar10 or imagenette set")
+    kind = _kind(data, tuple(kinds))
     sizes, images, seeds = (kinds[kind][:3], 8, 4) if scale == "quick" else (kinds[kind], 16, 8)
     points = []
     for network in INITIAL_NETWORKS:
@@ -72,5 +71,71 @@ def for_digits(network: Network) -> Network:
     return replace(network, depth=4, base_size=8 if network.name == "conv_dilated" else None)
 
 
+#: Size of the attacks on trained networks, that of the l_inf attack, in pixel units: the paper's.
+EPS = 0.004
+
+#: Strengths of the methods of section 4.1 whose strength is the size of an attack.
+STRENGTHS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+#: Those of the cross-Lipschitz penalty, whose strength multiplies squared norms.
+CROSS_LIPSCHITZ = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+def section_4_1(scale: str, data: str) -> list[AfterTraining]:
+    """Section 4.1: usual training, and six methods of regularisation over a range of strengths, on one network.
+
+    Args:
+        scale: "quick" (3 strengths, 2 seeds, and a network of 32 channels for 3 epochs of 4,000 images), "medium" (5
+            strengths, 3 seeds, 5 epochs of 8,000 images) or "paper" (6 strengths, 3 seeds, the paper's network and
+            schedule, all images). Below "paper", cross-Lipschitz is estimated with random signs.
+        data: "digits", or a name that begins with "cifar10".
+
+    Raises:
+        ValueError: for another data set.
+    """
+    size = {"digits": 8, "cifar10": 32}[_kind(data, ("digits", "cifar10"))]
+    network = Network("conv_strided", init="he_unit", batch_norm=True, normalise="batch")
+    short = Recipe(lr=0.1, batch_size=64, augment=data != "digits", bf16=True)
+    if scale == "paper":
+        images, train, by_epoch, seeds, recipe = None, None, 1000, 3, PAPER
+    elif scale == "medium":
+        images, train, by_epoch, seeds, recipe = 500, 8000, 200, 3, replace(short, epochs=5)
+    else:
+        images, train, by_epoch, seeds, recipe = 300, 4000, 100, 2, replace(short, epochs=3)
+    chosen = {"paper": slice(None), "medium": slice(1, None), "quick": slice(1, None, 2)}[scale]
+    if scale != "paper":
+        network = replace(network, width=32)
+    if data == "digits":
+        network, train = for_digits(network), None
+    lipschitz = "cross-lipschitz" if scale == "paper" else "cross-lipschitz-random"
+    sized = ("gradient-l1", "gradient-l2", "augment-linf", "augment-l2", "pgd-linf")
+    strengths = {"none": (0.0,)} | dict.fromkeys(sized, STRENGTHS[chosen]) | {lipschitz: CROSS_LIPSCHITZ[chosen]}
+    return [
+        AfterTraining(
+            images=Images(data, size, "copy", images),
+            network=network,
+            recipe=replace(recipe, method=method, strength=strength, seed=seed),
+            train=train,
+            by_epoch=by_epoch,
+            eps=EPS,
+            experiment="4.1",
+        )
+        for seed in range(seeds)
+        for method, values in strengths.items()
+        for strength in values
+    ]
+
+
+def _kind(data: str, known: Sequence[str]) -> str:
+    """The one of the known data sets that the name begins with."""
+    for kind in known:
+        if data.startswith(kind):
+            return kind
+    raise ValueError(f"no grid for the data set {data!r}: take one whose name begins with {' or '.join(known)}")
+
+
 #: The grids by experiment: (scale, data set) to points.
-GRIDS: dict[str, Callable[[str, str], list[AtInitialisation]]] = {"initialisation": initialisation}
+GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {"initialisation": initialisation, "4.1": section_4_1}
+#: The data set of each experiment, unless another is chosen.
+DATA = {"initialisation": "digits", "4.1": "cifar10"}
+#: The scales: within a quarter of an hour on two CPU cores, within a few hours there, and the paper's.
+SCALES = ("quick", "medium", "paper")
