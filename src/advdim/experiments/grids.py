@@ -75,9 +75,9 @@ def for_digits(network: Network) -> Network:
 EPS = 0.004
 
 #: Strengths of the methods of section 4.1 whose strength is the size of an attack.
-STRENGTHS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+STRENGTHS: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 #: Those of the cross-Lipschitz penalty, whose strength multiplies squared norms.
-CROSS_LIPSCHITZ = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+CROSS_LIPSCHITZ: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def section_4_1(scale: str, data: str) -> list[AfterTraining]:
@@ -108,7 +108,8 @@ def section_4_1(scale: str, data: str) -> list[AfterTraining]:
         network, train = for_digits(network), None
     lipschitz = "cross-lipschitz" if scale == "paper" else "cross-lipschitz-random"
     sized = ("gradient-l1", "gradient-l2", "augment-linf", "augment-l2", "pgd-linf")
-    strengths = {"none": (0.0,)} | dict.fromkeys(sized, STRENGTHS[chosen]) | {lipschitz: CROSS_LIPSCHITZ[chosen]}
+    strengths: dict[str, Sequence[float]] = {"none": (0.0,), **dict.fromkeys(sized, STRENGTHS[chosen])}
+    strengths[lipschitz] = CROSS_LIPSCHITZ[chosen]
     return [
         AfterTraining(
             images=Images(data, size, "copy", images),
