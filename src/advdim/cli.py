@@ -83,9 +83,16 @@ def _register_experiments(groups: Any) -> None:
     run = groups.add_parser("run", parents=[shared], help="measure the points of an experiment that are not there yet")
     run.add_argument("--device", help="cpu, cuda or mps (default: the best at hand)")
     run.add_argument("--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder")
+    run.add_argument(
+        "--engine", choices=("serial", "processes"), default="serial", help="what computes (default: serial)"
+    )
+    run.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one per GPU, or to use all cores)")
+    run.add_argument("--threads", type=_count, metavar="N", default=1, help="threads per point (default: 1)")
     run.set_defaults(command=_run)
 
-    status = groups.add_parser("status", parents=[shared], help="count the points that are done, failed and to do")
+    status = groups.add_parser(
+        "status", parents=[shared], help="count the points that are done, failed, running and to do"
+    )
     status.set_defaults(command=_status)
 
     record = groups.add_parser("record", parents=[shared], help="write the points that are done into one sorted file")
@@ -98,11 +105,19 @@ def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
 
     if arguments.experiment not in GRIDS:
         raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
-    return GRIDS[arguments.experiment](arguments.scale, arguments.data), Path(arguments.runs) / arguments.experiment
+    return list(GRIDS[arguments.experiment](arguments.scale, arguments.data)), Path(
+        arguments.runs
+    ) / arguments.experiment
 
 
 def _command(arguments: argparse.Namespace) -> str:
     return f"advdim run {arguments.experiment} --data {arguments.data} --scale {arguments.scale}"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1, got {text!r}")
+    return int(text)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -111,9 +126,33 @@ def _run(arguments: argparse.Namespace) -> int:
     points, folder = _points(arguments)
     where = _device(arguments.device)
     root = Path(arguments.root) if arguments.root else None
-    failed = engine.run(points, folder, device=where, command=_command(arguments), root=root)
+    try:
+        failed = engine.run(
+            points,
+            folder,
+            device=where,
+            command=_command(arguments),
+            root=root,
+            threads=arguments.threads,
+            engine=_engine(arguments, where),
+        )
+    except KeyboardInterrupt:
+        print("advdim: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
     _status(arguments)
     return 1 if failed else 0
+
+
+def _engine(arguments: argparse.Namespace, where: Any) -> Any:
+    import torch
+
+    from .experiments import workers
+
+    if arguments.engine == "serial":
+        return workers.serial()
+    gpus = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
+    jobs = gpus or (max(1, workers.cores() // arguments.threads) if where.type == "cpu" else 1)
+    return workers.processes(arguments.jobs or jobs, threads=arguments.threads, gpus=gpus)
 
 
 def _device(name: str | None) -> Any:
@@ -131,15 +170,25 @@ def _device(name: str | None) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from .experiments import spec, store
+    from .experiments import claims, spec, store
 
     points, folder = _points(arguments)
-    states = [(store.load(folder, spec.key(p)) or {"status": "to do"}) for p in points]
-    counts = {state: sum(s["status"] == state for s in states) for state in ("done", "failed", "to do")}
+    counts = dict.fromkeys(("done", "failed", "running", "to do"), 0)
+    notes = []
+    for p in points:
+        name = spec.key(p)
+        record = store.load(folder, name) or {"status": "to do"}
+        state = record["status"]
+        if state != "done" and claims.held(folder, name):
+            state = "running"
+        counts[state] += 1
+        if state in ("failed", "to do") and store.checkpoint(folder, name).exists():
+            notes.append(f"  begun: {p}")
+        if state == "failed":
+            notes.append(f"  failed: {p}: {record['error']}")
     print(f"{folder}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    for p, state in zip(points, states, strict=True):
-        if state["status"] == "failed":
-            print(f"  failed: {p}: {state['error']}")
+    for note in notes:
+        print(note)
 
 
 def _record(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from tiny import THREE, TINY
 
 import advdim as ad
 from advdim.cli import main
-from advdim.experiments import grids, point, spec, store, tables
+from advdim.experiments import claims, grids, point, spec, store, tables
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """Measuring costs nothing."""
-    monkeypatch.setattr(point, "run", lambda s, device, root: {"l1": [1.0, 2.0]})
+    monkeypatch.setattr(point, "run", lambda s, device, root, checkpoint: {"l1": [1.0, 2.0]})
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def failing(free, monkeypatch):
     """The second point fails."""
     measure = point.run
 
-    def fail(s, device, root):
+    def fail(s, device, root, checkpoint):
         if s == THREE[1]:
             raise ValueError("l1 = nan at seed 3")
-        return measure(s, device, root)
+        return measure(s, device, root, checkpoint)
 
     monkeypatch.setattr(point, "run", fail)
 
@@ -54,14 +54,14 @@ def refused(arguments, capsys):
 
 def test_run_status_record(elsewhere, capsys):
     assert main(["status", "initialisation"]) == 0
-    assert capsys.readouterr().out == "runs/initialisation: 0 done, 0 failed, 3 to do\n"
+    assert capsys.readouterr().out == "runs/initialisation: 0 done, 0 failed, 0 running, 3 to do\n"
     assert not (elsewhere / "runs").exists()
     assert main(["run", "initialisation", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert out.endswith("runs/initialisation: 3 done, 0 failed, 0 to do\n")
+    assert out.endswith("runs/initialisation: 3 done, 0 failed, 0 running, 0 to do\n")
     assert out.count("digits 8 px copy, mlp he") == 3
     assert main(["run", "initialisation", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == "runs/initialisation: 3 done, 0 failed, 0 to do\n"
+    assert capsys.readouterr().out == "runs/initialisation: 3 done, 0 failed, 0 running, 0 to do\n"
     assert main(["record", "initialisation", "--out", "new/record.jsonl"]) == 0
     assert capsys.readouterr().out == "3 points recorded in new/record.jsonl\n"
     header, points = store.read_record((elsewhere / "new" / "record.jsonl").read_text())
@@ -79,7 +79,7 @@ def test_run_status_record(elsewhere, capsys):
 def test_the_default_device_and_folder_of_runs(free, elsewhere, monkeypatch):
     monkeypatch.setattr(ad, "device", lambda: torch.device("cpu"))
     assert main(["run", "initialisation", "--runs", "elsewhere"]) == 0
-    assert len(list((elsewhere / "elsewhere" / "initialisation").iterdir())) == 3
+    assert len(list((elsewhere / "elsewhere" / "initialisation").glob("*.json"))) == 3
 
 
 def test_the_default_record_is_the_packages_own(free, elsewhere, monkeypatch):
@@ -92,7 +92,7 @@ def test_the_default_record_is_the_packages_own(free, elsewhere, monkeypatch):
 def test_a_failed_point_is_status_1_and_is_shown(failing, elsewhere, capsys):
     assert main(["run", "initialisation", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
-    assert "runs/initialisation: 2 done, 1 failed, 0 to do\n" in out
+    assert "runs/initialisation: 2 done, 1 failed, 0 running, 0 to do\n" in out
     assert "failed: digits 8 px copy, mlp he: ValueError: l1 = nan at seed 3" in out
     assert main(["status", "initialisation"]) == 0
     assert "l1 = nan at seed 3" in capsys.readouterr().out
@@ -171,13 +171,13 @@ def test_a_full_disk_is_one_line_that_names_the_file(free, elsewhere, monkeypatc
     error = refused(["run", "initialisation", "--device", "cpu"], capsys)
     assert os.strerror(errno.ENOSPC) in error
     assert f"{spec.key(THREE[0])}.json" in error
-    assert list((elsewhere / "runs" / "initialisation").iterdir()) == []
+    assert [f.name for f in (elsewhere / "runs" / "initialisation").iterdir()] == [claims.FOLDER]
 
 
 def test_an_interruption_is_status_130(monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(point, "run", interrupt)
     assert main(["run", "initialisation", "--device", "cpu"]) == 130
-    assert capsys.readouterr().err.endswith("advdim: interrupted\n")
+    assert capsys.readouterr().err.endswith("the same command goes on from there\n")

@@ -12,7 +12,7 @@ import torch
 from tiny import THREE, TINY
 
 import advdim as ad
-from advdim.experiments import engine, point, spec, store
+from advdim.experiments import claims, engine, point, spec, store
 from advdim.experiments.spec import Images
 from advdim.folders import MissingDataError
 
@@ -31,7 +31,7 @@ def states(folder, specs=THREE):
 def measured(monkeypatch):
     """The specs that were measured, in order, by a measurement that costs nothing; ``fail[width]`` is raised."""
 
-    def fake(s, device, root):
+    def fake(s, device, root, checkpoint):
         measured.append(s)
         if s.network.width in measured.fail:
             raise measured.fail[s.network.width]
@@ -56,10 +56,10 @@ def test_done_points_are_not_measured_again_and_failed_ones_are(tmp_path, measur
     assert run(tmp_path) == 0
     assert states(tmp_path) == ["done"] * 3
     assert measured[3:] == [THREE[1]]
-    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    before = {f.name: f.read_bytes() for f in tmp_path.glob("*.json")}
     assert run(tmp_path) == 0
     assert len(measured) == 4
-    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+    assert {f.name: f.read_bytes() for f in tmp_path.glob("*.json")} == before
 
 
 def test_all_points_may_fail(tmp_path, measured):
@@ -123,7 +123,7 @@ def test_an_interruption_loses_the_point_in_flight(tmp_path, measured):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert states(tmp_path) == ["done", "to do", "to do"]
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.json"))) == 1
     measured.fail = {}
     assert run(tmp_path) == 0
     assert measured[2:] == THREE[1:]
@@ -135,7 +135,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_engine import THREE, run
 from advdim.experiments import point
-point.run = lambda s, device, root: {"l1": [1.0, 2.0]}
+point.run = lambda s, device, root, checkpoint: {"l1": [1.0, 2.0]}
 replace, calls = os.replace, []
 def hang(*paths):
     calls.append(paths)
@@ -157,7 +157,7 @@ def test_kill_9_in_the_middle_of_writing(tmp_path, measured):
                 break
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, process.stderr.read()
-    (litter,) = tmp_path.glob(".*")
+    (litter,) = tmp_path.glob(".*.json-*")
     assert states(tmp_path) == ["done", "done", "to do"]
     assert run(tmp_path) == 0
     assert measured == THREE[2:]
@@ -165,5 +165,7 @@ def test_kill_9_in_the_middle_of_writing(tmp_path, measured):
     long_ago = time.time() - 2 * store.STALE
     os.utime(litter, (long_ago, long_ago))
     assert run(tmp_path) == 0
-    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(f"{spec.key(s)}.json" for s in THREE)
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(
+        [claims.FOLDER, *(f"{spec.key(s)}.json" for s in THREE)]
+    )
     assert states(tmp_path) == ["done"] * 3

@@ -8,17 +8,20 @@ one that has not, filelock warns). The process that writes a point's record clai
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import filelock
+
+Claim: TypeAlias = filelock.BaseFileLock
 
 FOLDER = ".claims"  # inside the folder of points; its empty files stay, since deleting a lock's file is a race
 
 
-def take(folder: Path, name: str) -> filelock.BaseFileLock | None:
+def take(folder: Path, name: str) -> Claim | None:
     """Claim a point until ``release()`` is called or the process ends; None if another runner has it.
 
     Raises:
-        OSError: if the lock's file cannot be made.
+        OSError: if its file cannot be made.
     """
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / FOLDER / name)

@@ -21,12 +21,26 @@ STALE = 600.0
 def save(folder: Path, name: str, record: Record) -> None:
     """Write a record atomically as ``folder/name.json``: whatever happens, the file is there whole or as it was.
 
+    The checkpoint of a point that is done is deleted; that of one that failed stays, to resume from.
+
     Raises:
         ValueError: if a number is not finite.
         OSError: if the file cannot be written; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / f"{name}.json", json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    if record["status"] == "done":
+        _delete_checkpoint(folder, name)
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """The file from which a point's training resumes."""
+    return folder / f"{name}.checkpoint"
+
+
+def _delete_checkpoint(folder: Path, name: str) -> None:
+    for file in folder.glob(f"{name}.checkpoint*"):  # one that is half written lies beside it
+        file.unlink(missing_ok=True)
 
 
 def load(folder: Path, name: str) -> Record | None:
@@ -60,13 +74,16 @@ def _what_is_wrong(record: Any, name: str) -> str | None:
 
 
 def clean(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder of points."""
+    """Delete what killed processes left in a folder of points: temporary files, checkpoints of points that are done."""
     for file in folder.glob(".*.json-*"):
         try:
             if time.time() - file.stat().st_mtime > STALE:  # a younger one may be another process's, being written
                 file.unlink()
         except FileNotFoundError:
             continue
+    for name in {file.name.partition(".")[0] for file in folder.glob("*.checkpoint*")}:
+        if (load(folder, name) or {}).get("status") == "done":
+            _delete_checkpoint(folder, name)
 
 
 def write_record(path: Path, header: Record, points: list[Record]) -> None:

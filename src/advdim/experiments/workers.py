@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -86,16 +86,18 @@ def processes(jobs: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Workers
 
     for i in range(jobs):
         idle.put(i)
-    with _environment({**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}), ExitStack() as stack:
-        stack.callback(lambda: [pipe.close() for pipe in pipes.values()])
+    with _environment({**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}):
         try:
             yield Workers(submit, lambda: jobs)
         except BaseException:
-            stack.close()
+            for pipe in pipes.values():
+                pipe.close()
             raise
         finally:
             for pool in pools.values():
                 pool.shutdown(cancel_futures=True)
+            for pipe in pipes.values():
+                pipe.close()
 
 
 def _begin(pipe: Connection, gpu: int | None) -> None:
