@@ -46,8 +46,7 @@ def norm(x: Tensor, q: float) -> Tensor:
     dual(q)  # the same condition on the exponent
     flat = _flat(x)
     largest = _largest(flat)
-    out: Tensor = torch.linalg.vector_norm(flat / largest, ord=q, dim=1, keepdim=True) * largest
-    return out[:, 0]
+    return (_length(flat / largest, q) * largest)[:, 0]
 
 
 def steepest(g: Tensor, p: float) -> Tensor:
@@ -76,7 +75,7 @@ def steepest(g: Tensor, p: float) -> Tensor:
         return torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()).view_as(g)
     unit = flat / _largest(flat)
     direction = unit.sign() * unit.abs() ** (q - 1)
-    length = torch.linalg.vector_norm(direction, ord=p, dim=1, keepdim=True)
+    length = _length(direction, p)
     return (direction / torch.where(length > 0, length, torch.ones_like(length))).view_as(g)
 
 
@@ -155,3 +154,16 @@ def _largest(flat: Tensor) -> Tensor:
     """Size of each row's largest entry, [N, 1], or 1 if that is no unit, so that powers of flat / it stay finite."""
     largest = flat.detach().abs().amax(dim=1, keepdim=True)
     return torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
+
+
+def _length(unit: Tensor, q: float) -> Tensor:
+    """The q-norm of each row, [N, 1], of entries at most 1 in size.
+
+    By way of sum, which adds pairwise: on a CPU vector_norm adds one by one, and in float32 loses 1e-4 of 200,000.
+    """
+    if math.isinf(q):
+        return unit.abs().amax(dim=1, keepdim=True)
+    if q == 1:
+        return unit.abs().sum(dim=1, keepdim=True)
+    total = (unit.square() if q == 2 else unit.abs() ** q).sum(dim=1, keepdim=True)
+    return torch.where(total > 0, total, 1) ** (1 / q) * (total > 0)  # the root has no derivative at 0

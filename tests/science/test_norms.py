@@ -112,6 +112,20 @@ def test_everything_scales_from_the_smallest_to_the_largest_numbers(dtype, scale
             )
 
 
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(exponents, st.floats(0.5, 6), st.integers(0, 9))
+def test_float32_loses_nothing_on_200_000_pixels(p, tail, seed):
+    """Against float64, for flat and for heavy-tailed gradients; of plain sums the rounding adds up to 1e-4."""
+    exact = draw(1, 200_000, seed=seed).float().double()
+    exact = (exact.sign() * exact.abs() ** tail).float().double()
+    g, q = exact.float(), norms.dual(p)
+    for exponent in (p, q):
+        torch.testing.assert_close(norms.norm(g, exponent).double(), norms.norm(exact, exponent), rtol=1e-6, atol=0)
+    direction = norms.steepest(g, p).double()
+    torch.testing.assert_close(norms.norm(direction, p), torch.ones(1, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(dot(exact, direction), norms.norm(exact, q), rtol=1e-6, atol=0)
+
+
 def test_norm_of_no_examples_is_empty():
     for shape in ((0, 3), (0, 1, 2, 2)):
         x = torch.ones(*shape)
