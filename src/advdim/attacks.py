@@ -66,9 +66,9 @@ def one_step(
     passes.warn_of_train_mode(model)
     radius = _per_image(eps, "eps", x)
     attacked = []
-    with passes.frozen(model):
+    with passes.frozen(model) as net:
         for xb, yb, rb in passes.batches(x.detach(), y, radius, batch_size=batch_size):
-            delta = rb * norms.steepest(_gradient(model, xb, yb, loss)[0], p)
+            delta = rb * norms.steepest(_gradient(net, xb, yb, loss)[0], p)
             attacked.append(_perturbed(xb, delta, p, rb, clip))
     return torch.cat(attacked)
 
@@ -147,21 +147,21 @@ def pgd(
         length = radius / (0.75 * steps)
 
     attacked = []
-    with passes.frozen(model):
+    with passes.frozen(model) as net:
         for xb, yb, rb, lb in passes.batches(x.detach(), y, radius, length, batch_size=batch_size):
             starts = [torch.zeros_like(xb)]
             if generator is not None and random_start:
                 draws = [[_uniform(xb.shape[1:], p, generator) for _ in range(restarts)] for _ in xb]
                 starts = [rb * torch.stack(draw).to(xb) for draw in zip(*draws, strict=True)]
 
-            run = partial(_ascend, model, (xb, yb, rb, lb), factors, p, clip, loss, early_stop)
+            run = partial(_ascend, net, (xb, yb, rb, lb), factors, p, clip, loss, early_stop)
             best = run(starts[0])
-            score = _score(model, best, yb, loss, early_stop) if restarts > 1 else yb
+            score = _score(net, best, yb, loss, early_stop) if restarts > 1 else yb
             for start in starts[1:]:
                 # One that is misclassified already starts from there, and so ends there, with early_stop.
                 start = torch.where(passes.rows(score == math.inf), best - xb, start)
                 other = run(start)
-                reached = _score(model, other, yb, loss, early_stop)
+                reached = _score(net, other, yb, loss, early_stop)
                 worse = reached > score
                 best, score = torch.where(passes.rows(worse), other, best), torch.where(worse, reached, score)
             attacked.append(best)

@@ -62,10 +62,10 @@ def deepfool(
     data.check(x, y)
     passes.check_range(x, clip)
     passes.warn_of_train_mode(model)
-    with passes.frozen(model):
+    with passes.frozen(model) as net:
         labels = torch.full((len(x),), -1, device=x.device) if y is None else y  # -1: not known yet
         pairs = passes.batches(x.detach(), labels, batch_size=batch_size)
-        return torch.cat([_walk(model, xb, yb, p, steps, overshoot, clip, candidates) for xb, yb in pairs])
+        return torch.cat([_walk(net, xb, yb, p, steps, overshoot, clip, candidates) for xb, yb in pairs])
 
 
 def _walk(

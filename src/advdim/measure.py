@@ -59,9 +59,16 @@ def input_gradients(
     passes.warn_of_train_mode(model)
     if dtype is not None:
         model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
-    with passes.frozen(model):
+    return _gradients_and_outputs(model, x, y, loss, batch_size)[0]
+
+
+def _gradients_and_outputs(
+    model: nn.Module, x: Tensor, y: Tensor, loss: Loss, batch_size: int | None
+) -> tuple[Tensor, Tensor]:
+    with passes.frozen(model) as net:
         pairs = passes.batches(x, y, batch_size=batch_size)
-        return torch.cat([passes.input_gradient(model, xb, yb, loss)[0] for xb, yb in pairs])
+        found = [passes.input_gradient(net, xb, yb, loss) for xb, yb in pairs]
+    return torch.cat([g for g, _ in found]), torch.cat([out for _, out in found])
 
 
 def gradient_norms(
@@ -99,8 +106,8 @@ def gradient_norms(
 def outputs(model: nn.Module, x: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits [N, K] of images x [N, C, H, W], without a graph."""
     data.check(x)
-    with torch.no_grad():
-        return torch.cat([passes.forward(model, xb) for (xb,) in passes.batches(x, batch_size=batch_size)])
+    with torch.no_grad(), passes.frozen(model) as net:
+        return torch.cat([passes.forward(net, xb) for (xb,) in passes.batches(x, batch_size=batch_size)])
 
 
 def losses(
@@ -215,18 +222,20 @@ def evaluate(
     data.check(attacked, y)
     if attacked.shape != x.shape:
         raise ValueError(f"the attacked images are {tuple(attacked.shape)}, the clean ones {tuple(x.shape)}")
-    before, after = (outputs(model, images, batch_size=batch_size) for images in (x, attacked))
+    data.check(x, y)
+    passes.warn_of_train_mode(model)
+    gradients, before = _gradients_and_outputs(model, x, y, loss, batch_size)
+    after = outputs(model, attacked, batch_size=batch_size)
     clean, raised = loss(before, y), loss(after, y)
     right, still = before.argmax(1) == y, after.argmax(1) == y
     sizes = norms.norm(attacked - x, p)
-    gradient = norms.norm(input_gradients(model, x, y, loss=loss, batch_size=batch_size), float("inf"))
     # What rounding may add: of the norm, relative to the images' own size, since attacked - x is a difference.
     rounding = 4 * torch.finfo(x.dtype).eps
     slack = rounding * (eps + norms.norm(x, p))
     outside = ((attacked < -rounding) | (attacked > 1 + rounding)).flatten(1).any(1)
     flags = {
         "saturated": clean < 10 * torch.finfo(x.dtype).eps,
-        "no gradient": gradient == 0,
+        "no gradient": norms.norm(gradients, float("inf")) == 0,
         "not raised": (sizes > 0) & (raised <= clean),
         "too large": sizes > eps + slack,
         "out of range": outside,

@@ -65,7 +65,7 @@ def gradient_penalty(model: nn.Module, x: Tensor, y: Tensor, *, strength: float,
     size = _size(strength, norms.dual(q), x)
     if size == 0:
         return plain(model, x, y)
-    leaf, outputs = passes.with_graph(model, x)
+    leaf, outputs = passes.with_graph(model, x, twice=True)
     losses = _losses(outputs, y)
     return losses.mean() + size / 2 * norms.norm(_gradient(losses, leaf), q).mean()
 
@@ -170,7 +170,7 @@ def cross_lipschitz(
         raise ValueError(f"estimator must be 'exact' or 'random-sign', got {estimator!r}")
     if strength == 0:
         return plain(model, x, y)
-    leaf, outputs = passes.with_graph(model, x)
+    leaf, outputs = passes.with_graph(model, x, twice=True)
     # With g_l = grad f_l, S = sum_l g_l and h_l = g_l - S/K = grad (f_l - mean f), half the sum over ordered pairs is
     #   sum_{l<m} |g_l - g_m|^2 = (1/2) sum_{l,m} (|g_l|^2 - 2 <g_l, g_m> + |g_m|^2) = K sum_l |g_l|^2 - |S|^2,
     # and as sum_l |h_l|^2 = sum_l |g_l|^2 - |S|^2 / K, it equals K sum_l |h_l|^2: nothing large is left to cancel.
