@@ -5,12 +5,27 @@ Images are float tensors [N, C, H, W] in [0, 1], and every eps is in the same un
 
 import torch as _torch
 
-from . import attacks, data, experiments, initialise, measure, models, norms, penalties, plots, scaling, theory, train
+from . import (
+    attacks,
+    collapse,
+    data,
+    experiments,
+    initialise,
+    measure,
+    models,
+    norms,
+    penalties,
+    plots,
+    scaling,
+    theory,
+    train,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "attacks",
+    "collapse",
     "data",
     "device",
     "experiments",

@@ -1,15 +1,18 @@
-"""Records as tables: the measurements of each network over its sizes."""
+"""Records as tables: the measurements of each network over its sizes, and one row per training run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .spec import Network
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def series(points: Iterable[dict[str, Any]]) -> list[Series]:
     """The series of a record's points, networks in the order of their names.
 
     Args:
-        points: as :func:`advdim.experiments.recorded` returns them.
+        points: of the experiment ``initialisation``, as :func:`advdim.experiments.recorded` returns them.
 
     Raises:
         ValueError: if two points are of one network at one size.
@@ -53,6 +56,53 @@ def series(points: Iterable[dict[str, Any]]) -> list[Series]:
     for (data, resize, network), by_size in sorted(groups.items(), key=lambda item: (*item[0][:2], str(item[0][2]))):
         sizes = np.array(sorted(by_size))
         metrics = {name: np.array([by_size[s][name] for s in sizes]) for name in by_size[int(sizes[0])]}
-        channels = 1 if data == "digits" else 3
-        out.append(Series(data, resize, network, sizes, channels * sizes**2, metrics))
+        out.append(Series(data, resize, network, sizes, _channels(data) * sizes**2, metrics))
     return out
+
+
+def runs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per training run, in the order of data set, size, method, strength and seed.
+
+    Args:
+        points: of an experiment on trained networks, as :func:`advdim.experiments.recorded` returns them.
+
+    Returns:
+        Columns ``data``, ``size``, ``resize``, ``d`` (input dimension), ``network``, ``method``, ``strength``,
+        ``seed``, ``epochs`` and every metric that is a single number (:func:`advdim.experiments.after_training.run`).
+    """
+    rows = []
+    for point in points:
+        single = {name: value for name, value in point["metrics"].items() if not isinstance(value, list | dict)}
+        rows.append(_settings(point["spec"]) | single)
+    return _sorted(rows)
+
+
+def epochs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """One row per training run and epoch: the columns of :func:`runs` that are settings, ``epoch`` and the history."""
+    rows = []
+    for point in points:
+        history = point["metrics"]["history"]
+        for values in zip(*history.values(), strict=True):
+            rows.append(_settings(point["spec"]) | dict(zip(history, values, strict=True)))
+    return _sorted(rows)
+
+
+def _settings(spec: dict[str, Any]) -> dict[str, Any]:
+    images, recipe = spec["images"], spec["recipe"]
+    return {
+        **{name: images[name] for name in ("data", "size", "resize")},
+        "d": _channels(images["data"]) * images["size"] ** 2,
+        "network": str(Network(**spec["network"])),
+        **{name: recipe[name] for name in ("method", "strength", "seed", "epochs")},
+    }
+
+
+def _channels(data: str) -> int:
+    return 1 if data == "digits" else 3
+
+
+def _sorted(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    order = ["data", "size", "resize", "network", "method", "strength", "seed"]
+    return pd.DataFrame(rows).sort_values(order, kind="stable", ignore_index=True)

@@ -1,0 +1,218 @@
+"""A point that is a training run: against plain calls of the package, resumed, refused; grids; records as tables."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+import advdim as ad
+from advdim.experiments import after_training, epochs, grids, point, runs, spec
+from advdim.experiments.spec import AfterTraining, Images, Network
+from advdim.recipes import Recipe
+
+CPU = torch.device("cpu")
+SMALL = AfterTraining(
+    images=Images("digits", 8, "copy", 40),
+    network=Network("conv_strided", width=6, depth=2, batch_norm=True, normalise="batch"),
+    recipe=Recipe("augment-linf", 0.02, epochs=2, batch_size=16, seed=3),
+    train=90,
+    by_epoch=30,
+    eps=0.004,
+    experiment="4.1",
+)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return point.run(SMALL, CPU)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """The same network, trained by the plain calls, and the test images."""
+    x, y = ad.data.load("digits", "train", n=90)
+    few, labels = ad.data.load("digits", "test", n=40)
+    net = ad.models.build(**asdict(SMALL.network), image_shape=(1, 8, 8), seed=3)
+    ad.models.calibrate_batch_norm(net, x[:16])
+    result = ad.train.fit(net, x, y, SMALL.recipe, x_test=few, y_test=labels, eval_images=30)
+    return net, few, labels, result
+
+
+def test_the_history_is_that_of_the_training(measured, by_hand):
+    *_, result = by_hand
+    for name in ("loss", "test_accuracy", "train_l1", "test_l1", "test_l2"):
+        assert measured["history"][name] == [row[name] for row in result.history], name
+    assert measured["history"]["epoch"] == [0, 1]
+
+
+def test_the_history_has_the_papers_attack(measured, by_hand):
+    """Its last epoch, on the test images that every seed is measured on."""
+    net, few, labels, _ = by_hand
+    chosen = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:30]
+    x, y = few[chosen], labels[chosen]
+    attacked = ad.attacks.pgd(net, x, y, p=math.inf, eps=0.004)
+    damage = ad.measure.damage(net, x, y, attacked).mean()
+    assert measured["history"]["test_damage"][-1] == pytest.approx(float(damage), rel=1e-4)
+    changed = ad.measure.vulnerability(net, x, attacked).double().mean()
+    assert measured["history"]["test_vulnerability"][-1] == pytest.approx(float(changed), abs=1e-9)
+    assert measured["history"]["train_damage"] != measured["history"]["test_damage"]
+
+
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_the_outcomes_are_those_of_plain_calls(measured, by_hand, p):
+    net, x, y, _ = by_hand
+    norm = "linf" if p == math.inf else "l2"
+    eps = ad.norms.threshold(0.004, p, 64)
+    right = ad.measure.outputs(net, x).argmax(1) == y
+    assert measured["accuracy"] == pytest.approx(float(right.double().mean()))
+    for name, attack in (("one-step", ad.attacks.one_step), ("pgd", ad.attacks.pgd)):
+        attacked = attack(net, x, y, p=p, eps=eps)
+        damage = float(ad.measure.damage(net, x, y, attacked).mean())
+        assert measured[f"{name}-{norm}_damage"] == pytest.approx(damage, rel=1e-4)
+        changed = ad.measure.vulnerability(net, x, attacked).double().mean()
+        assert measured[f"{name}-{norm}_vulnerability"] == pytest.approx(float(changed))
+        still = (ad.measure.outputs(net, attacked).argmax(1) == y).double().mean()
+        assert measured[f"{name}-{norm}_accuracy"] == pytest.approx(float(still))
+    moved = ad.attacks.deepfool(net, x, p=p)
+    distance = ad.norms.norm(moved - x, p)
+    changed = ad.measure.vulnerability(net, x, moved)
+    assert measured[f"deepfool-{norm}_found"] == pytest.approx(float(changed.double().mean()))
+    assert measured[f"deepfool-{norm}_distance"] == pytest.approx(float(distance[changed].mean()), rel=1e-4)
+    near = changed & (distance <= eps)
+    assert 0 < near.double().mean() < 1
+    assert measured[f"deepfool-{norm}_vulnerability"] == pytest.approx(float(near.double().mean()))
+    assert measured[f"deepfool-{norm}_accuracy"] == pytest.approx(float((right & ~near).double().mean()))
+
+
+def test_bins_and_remainder(measured, by_hand):
+    net, x, y, _ = by_hand
+    first = 0.004 * ad.measure.gradient_norms(net, x, y)[1]
+    assert measured["l1"] == pytest.approx(float(first.mean()) / 0.004, rel=1e-5)
+    assert measured["bins"] == sorted(measured["bins"])
+    assert measured["bins"][0] == pytest.approx(float(first.sort().values[:4].mean()), rel=1e-5)
+    for name, attack in (("one-step-linf", ad.attacks.one_step), ("pgd-linf", ad.attacks.pgd)):
+        damage = ad.measure.damage(net, x, y, attack(net, x, y, p=math.inf, eps=0.004))
+        bins = measured[f"{name}_bins"]
+        assert len(bins) == after_training.BINS
+        assert sum(bins) / len(bins) == pytest.approx(measured[f"{name}_damage"], rel=1e-4)
+        assert bins[-1] == pytest.approx(float(damage[first.argsort()[-4:]].mean()), rel=1e-4)
+        remainder = float((damage - first).abs().mean() / first.mean())
+        assert measured[f"{name}_remainder"] == pytest.approx(remainder, rel=1e-4)
+
+
+def test_the_flags_are_shares(measured):
+    assert set(measured["flags"]) == {"saturated", "no gradient", "not raised", "too large"}
+    assert all(0 <= share <= 1 for share in measured["flags"].values())
+    assert measured["flags"]["too large"] == 0
+
+
+def test_an_interrupted_point_resumes_to_the_same_numbers(measured, tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint"
+    end = ad.train._end_epoch
+
+    def stop(run, *args):
+        if run.state.epoch == 1:
+            raise KeyboardInterrupt
+        end(run, *args)
+
+    monkeypatch.setattr(ad.train, "_end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        point.run(SMALL, CPU, checkpoint=file)
+    assert file.is_file()
+    monkeypatch.undo()
+    again = point.run(SMALL, CPU, checkpoint=file)
+    without = [m | {"history": {k: v for k, v in m["history"].items() if k != "seconds"}} for m in (again, measured)]
+    assert without[0] == without[1]
+
+
+@pytest.mark.parametrize(("resize", "size"), [("copy", 16), ("bilinear", 16)])
+def test_training_and_measurement_are_on_images_of_one_size(resize, size, monkeypatch):
+    seen = []
+    forward = ad.models.Net.forward
+    monkeypatch.setattr(ad.models.Net, "forward", lambda self, x: seen.append(x.detach()) or forward(self, x))
+    changed = replace(SMALL, images=Images("digits", size, resize, 8), train=16, by_epoch=4)
+    point.run(replace(changed, recipe=replace(SMALL.recipe, epochs=1)), CPU)
+    assert {tuple(x.shape[1:]) for x in seen} == {(1, size, size)}
+    tied = (seen[0][..., 0::2] == seen[0][..., 1::2]).all()
+    assert bool(tied) == (resize == "copy")
+
+
+def test_divergence_is_an_error_of_the_point():
+    with pytest.raises(ad.train.DivergenceError, match="epoch 0"):
+        point.run(replace(SMALL, recipe=replace(SMALL.recipe, lr=1e20)), CPU)
+
+
+def test_a_metric_that_is_not_finite_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(ad.attacks, "deepfool", lambda model, x, p: x.clone())  # moves nothing: no distance
+    with pytest.raises(ValueError, match="deepfool-linf_distance = nan"):
+        point.run(replace(SMALL, recipe=replace(SMALL.recipe, epochs=1)), CPU)
+
+
+# Keys and grids
+
+
+def test_keys_of_training_points():
+    """As those of other points: stable, and of every field."""
+    assert spec.key(SMALL) == spec.key_of(json.loads(json.dumps(spec.as_dict(SMALL))))
+    changes = [
+        replace(SMALL, images=replace(SMALL.images, n=41)),
+        replace(SMALL, network=replace(SMALL.network, width=7)),
+        replace(SMALL, recipe=replace(SMALL.recipe, strength=0.03)),
+        replace(SMALL, recipe=replace(SMALL.recipe, seed=4)),
+        replace(SMALL, train=91),
+        replace(SMALL, by_epoch=31),
+        replace(SMALL, eps=0.06),
+        replace(SMALL, experiment="4.2"),
+    ]
+    assert len({spec.key(s) for s in [SMALL, *changes]}) == len(changes) + 1
+
+
+@pytest.mark.parametrize("data", ["cifar10", "digits"])
+@pytest.mark.parametrize(("scale", "strengths", "seeds"), [("quick", 3, 2), ("medium", 5, 3), ("paper", 6, 3)])
+def test_the_grid_of_4_1(scale, strengths, seeds, data):
+    points = grids.GRIDS["4.1"](scale, data)
+    assert len({spec.key(p) for p in points}) == len(points) == (6 * strengths + 1) * seeds
+    by_method = {}
+    for p in points:
+        assert p.experiment == "4.1"
+        assert p.images.data == data
+        by_method.setdefault(p.recipe.method, set()).add((p.recipe.strength, p.recipe.seed))
+        ad.models.build(**asdict(p.network), image_shape=(1 if data == "digits" else 3, p.images.size, p.images.size))
+    assert len(by_method.pop("none")) == seeds
+    assert len(by_method) == 6
+    assert {len(found) for found in by_method.values()} == {strengths * seeds}
+    assert by_method["gradient-l1"] == by_method["augment-linf"] == by_method["pgd-linf"]
+    if scale == "paper" and data == "cifar10":
+        p = points[0]
+        assert (p.train, p.images.n, p.network.width, p.network.batch_norm) == (None, None, 64, True)
+        assert replace(p.recipe, method="none", strength=0, seed=0) == ad.train.PAPER
+        assert "cross-lipschitz" in by_method
+
+
+def test_another_data_set_has_no_grid():
+    with pytest.raises(ValueError, match="'imagenette'"):
+        grids.section_4_1("quick", "imagenette")
+
+
+# Tables
+
+
+def record(s, metrics):
+    return {"spec": json.loads(json.dumps(spec.as_dict(s))), "metrics": metrics}
+
+
+def test_runs_and_epochs(measured):
+    other = replace(SMALL, recipe=replace(SMALL.recipe, seed=1))
+    table = runs([record(SMALL, measured), record(other, measured | {"accuracy": 0.25})])
+    assert table["seed"].tolist() == [1, 3]
+    assert table["accuracy"].tolist() == [0.25, measured["accuracy"]]
+    first = table.iloc[0]
+    assert (first["data"], first["size"], first["d"], first["method"]) == ("digits", 8, 64, "augment-linf")
+    assert (first["strength"], first["epochs"], first["resize"]) == (0.02, 2, "copy")
+    assert not {"history", "flags", "bins"} & set(table.columns)
+    by_epoch = epochs([record(SMALL, measured)])
+    assert by_epoch["epoch"].tolist() == [0, 1]
+    assert by_epoch["test_l1"].tolist() == measured["history"]["test_l1"]
+    assert set(by_epoch["method"]) == {"augment-linf"}
