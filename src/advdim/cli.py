@@ -74,10 +74,13 @@ def _data_where(arguments: argparse.Namespace) -> None:
 
 
 def _register_experiments(groups: Any) -> None:
+    from .experiments import grids
+
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("experiment", help="the experiment: initialisation")
-    shared.add_argument("--data", default="digits", help="data set (default: digits), see `advdim data list`")
-    shared.add_argument("--scale", choices=("quick", "paper"), default="quick", help="default: quick")
+    shared.add_argument("experiment", help=f"the experiment: {', '.join(grids.GRIDS)}")
+    own = ", ".join(f"{data} for {experiment}" for experiment, data in grids.DATA.items())
+    shared.add_argument("--data", help=f"data set (default: {own}), see `advdim data list`")
+    shared.add_argument("--scale", choices=grids.SCALES, default="quick", help="default: quick")
     shared.add_argument("--runs", default="runs", metavar="DIR", help="folder of the points' files (default: runs)")
 
     run = groups.add_parser("run", parents=[shared], help="measure the points of an experiment that are not there yet")
@@ -101,10 +104,11 @@ def _register_experiments(groups: Any) -> None:
 
 
 def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
-    from .experiments.grids import GRIDS
+    from .experiments.grids import DATA, GRIDS
 
     if arguments.experiment not in GRIDS:
         raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
+    arguments.data = arguments.data or DATA[arguments.experiment]
     return list(GRIDS[arguments.experiment](arguments.scale, arguments.data)), Path(
         arguments.runs
     ) / arguments.experiment

@@ -26,7 +26,7 @@ def test_any_increasing_curve_does(curve):
 
 
 def test_the_factor_is_that_of_the_noise():
-    """Of N points on a curve with log-normal noise s, the error of a prediction is s, and that of a local mean of it."""
+    """The error of a prediction is the noise of a point, and little more, where points are many."""
     x = np.geomspace(1, 100, 900)
     noise = rng.normal(0, 0.2, 900)
     found = collapse(x, x * np.exp(noise), ["a", "b", "c"] * 300)
