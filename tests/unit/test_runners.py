@@ -1,0 +1,296 @@
+"""Runners and their processes: the same numbers, and nothing lost or done twice when they are killed."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import fakes
+import psutil
+import pytest
+import torch
+from fakes import log, plan
+from tiny import THREE
+
+from advdim.experiments import claims, engine, spec, store, workers
+from advdim.folders import MissingDataError
+
+CPU = torch.device("cpu")
+KEYS = [spec.key(s) for s in THREE]
+
+
+def run(folder, specs=THREE, jobs=1, **options):
+    pool = workers.processes(jobs)
+    return engine.run(specs, folder, device=CPU, command="advdim run test", engine=pool, **options)
+
+
+def states(folder):
+    return [(store.load(folder, key) or {"status": "to do"})["status"] for key in KEYS]
+
+
+@pytest.fixture
+def faked(monkeypatch, tmp_path):
+    """Fake points, here and in the processes started from here; the folder they leave their traces in."""
+    monkeypatch.setattr(engine, "_measure", fakes.measure)
+    monkeypatch.setattr(fakes.point, "run", fakes.run)
+    return tmp_path
+
+
+def eventually(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# One runner
+
+
+def test_processes_measure_what_the_serial_engine_measures_bit_for_bit(tmp_path):
+    threads = torch.get_num_threads()
+    assert engine.run(THREE, tmp_path / "serial", device=CPU, command="c") == 0
+    assert run(tmp_path / "processes", jobs=2) == 0
+    for key in KEYS:
+        here, there = (store.load(tmp_path / name, key) for name in ("serial", "processes"))
+        assert here["metrics"] == there["metrics"]
+        for record in (here, there):
+            assert record["provenance"].pop("seconds") > 0
+            del record["provenance"]["command"]
+        assert here == there
+        assert here["provenance"]["device"].endswith(", 1 threads")
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("pool", [workers.serial, lambda: workers.processes(1)])
+def test_the_number_of_threads_is_as_asked_for(tmp_path, pool):
+    assert engine.run(THREE[:1], tmp_path, device=CPU, command="c", threads=2, engine=pool()) == 0
+    assert store.load(tmp_path, KEYS[0])["provenance"]["device"].endswith(", 2 threads")
+
+
+def test_processes_keep_memory_and_what_is_set_already(monkeypatch):
+    first, second = workers.ALLOCATOR
+    monkeypatch.delenv(first, raising=False)
+    monkeypatch.setenv(second, "7")
+    with workers.processes(1) as pool:
+        assert [pool.submit(os.getenv, name).result() for name in (first, second)] == [workers.ALLOCATOR[first], "7"]
+    assert [os.getenv(name) for name in (first, second)] == [None, "7"]
+
+
+def test_a_killed_worker_is_replaced_and_its_point_resumed(faked, capsys):
+    plan(faked, w9=["die"])
+    assert run(faked) == 0
+    assert states(faked) == ["done"] * 3
+    assert [entry for entry in log(faked) if entry[0] == "w9"] == [
+        ("w9", what) for what in ("begun", "resumed", "done")
+    ]
+    assert len(log(faked)) == 7  # and the others are done once
+    assert list(faked.glob("*.checkpoint")) == []
+
+
+def test_a_point_that_kills_its_workers_fails_and_the_rest_go_on(faked, capsys):
+    plan(faked, w9=["die"] * 9)
+    assert run(faked, jobs=2) == 1
+    assert states(faked) == ["done", "failed", "done"]
+    assert sum(what == ("w9", "resumed") for what in log(faked)) == engine.ATTEMPTS - 1
+    record = store.load(faked, KEYS[1])
+    assert "its worker died 2 times" in record["error"]
+    assert record["provenance"]["command"] == "advdim run test"
+    assert store.checkpoint(faked, KEYS[1]).read_text() == fakes.TRAINED
+    plan(faked)
+    assert run(faked) == 0
+    assert states(faked) == ["done"] * 3
+    assert log(faked)[-2:] == [("w9", "resumed"), ("w9", "done")]
+
+
+def test_a_failure_in_a_process_is_kept_with_its_point(faked):
+    plan(faked, w8=["raise"], w9=["raise"])
+    assert run(faked, jobs=2) == 2
+    assert states(faked) == ["failed", "failed", "done"]
+    assert store.load(faked, KEYS[0])["error"] == "ValueError: l1 = nan for w8"
+
+
+def test_missing_data_in_a_process_end_the_sweep(faked):
+    plan(faked, w8=["missing"], w9=["hang"])
+    start = time.monotonic()
+    with pytest.raises(MissingDataError, match="train"):
+        run(faked, jobs=2)
+    assert time.monotonic() - start < 60  # the other process is stopped
+    assert states(faked) == ["to do"] * 3
+    assert not any(claims.held(faked, key) for key in KEYS)
+
+
+def test_a_full_disk_stops_the_processes_and_leaves_the_store_whole(faked, monkeypatch):
+    plan(faked, w9=["hang"])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"{os.strerror(errno.ENOSPC)}.*{KEYS[0]}.json"):
+        patch.setattr(os, "fsync", full)
+        run(faked, jobs=2)
+    assert list(faked.glob("*.json*")) == [faked / "plan.json"]
+    plan(faked)
+    assert run(faked) == 0
+    assert states(faked) == ["done"] * 3
+
+
+def test_a_checkpoint_of_a_point_that_is_done_is_litter(faked):
+    plan(faked)
+    assert run(faked) == 0
+    for key in KEYS:
+        store.checkpoint(faked, key).write_text("")
+        store.checkpoint(faked, key).with_suffix(".checkpoint.tmp").write_text("")
+    (faked / f"{KEYS[2]}.json").unlink()
+    assert engine.run(THREE[:2], faked, device=CPU, command="c") == 0
+    assert sorted(f.name for f in faked.glob("*.checkpoint*")) == [
+        f"{KEYS[2]}.checkpoint", f"{KEYS[2]}.checkpoint.tmp"
+    ]  # fmt: skip
+
+
+# Several runners, and runners that are killed
+
+
+@contextmanager
+def runner(folder, *options):
+    """The command line in a process group of its own, as a terminal starts it; killed in the end."""
+    command = [sys.executable, fakes.__file__, "run", "initialisation", "--device", "cpu", "--runs", str(folder.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(fakes.__file__)}
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    try:
+        yield process
+    finally:
+        for p in family(process):
+            p.kill()
+        process.communicate()
+
+
+def family(process):
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture
+def points(tmp_path):
+    return tmp_path / "initialisation"
+
+
+ENGINES = {"serial": ["--engine", "serial"], "processes": ["--engine", "processes", "--jobs", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("serial", signal.SIGINT), ("processes", signal.SIGINT), ("processes", signal.SIGKILL)]
+)
+def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name, number):
+    plan(points, w8=["done"], w9=["hang"], w10=["hang"])
+    with runner(points, *ENGINES[name]) as process:
+        eventually(lambda: len(list(points.glob("*.checkpoint"))) == (1 if name == "serial" else 2))
+        eventually(lambda: states(points)[0] == "done")
+        processes = family(process)
+        assert claims.held(points, KEYS[1])
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as Ctrl-C does
+        else:
+            process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        assert alive == []
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert output.endswith("advdim: interrupted; what is done is kept, and the same command goes on from there\n")
+        assert "Traceback" not in output
+    assert states(points) == ["done", "to do", "to do"]
+    assert not any(claims.held(points, key) for key in KEYS)
+    done = (points / f"{KEYS[0]}.json").read_bytes()
+    plan(points)
+    with runner(points, *ENGINES[name]) as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert output.endswith("3 done, 0 failed, 0 running, 0 to do\n")
+    assert (points / f"{KEYS[0]}.json").read_bytes() == done
+    assert log(points).count(("w8", "begun")) == 1
+    assert ("w9", "resumed") in log(points)
+    assert list(points.glob("*.checkpoint*")) == []
+
+
+def test_two_runners_share_the_points(points):
+    plan(points, w8=["wait"], w9=["wait"])
+    with runner(points) as one, runner(points, *ENGINES["processes"]) as two:
+        eventually(lambda: len(log(points)) >= 4)  # two wait, and the third is done
+        (points / "go").touch()
+        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), outputs
+    assert sorted(log(points)) == sorted((f"w{w}", what) for w in (8, 9, 10) for what in ("begun", "done"))
+    for output in outputs:
+        assert output.count("done  ") == 3
+        assert output.endswith("3 done, 0 failed, 0 running, 0 to do\n")
+    assert sum(output.count("elsewhere") for output in outputs) == 3
+
+
+def test_what_another_runner_failed_at_is_not_tried_twice(points):
+    plan(points, w8=["wait"], w9=["raise"])
+    with runner(points) as one:
+        eventually(lambda: log(points))
+        with runner(points) as two:
+            eventually(lambda: states(points)[1:] == ["failed", "done"])
+            (points / "go").touch()
+            outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+    assert [entry for entry in log(points) if entry[0] == "w9"] == [("w9", "begun")]
+    assert (one.returncode, two.returncode) == (1, 1), outputs
+    assert [output.count("l1 = nan for w9") for output in outputs] == [2, 2]  # in its line, and in the end
+
+
+def test_a_runner_takes_over_from_one_that_is_killed(points):
+    plan(points, w8=["hang"])
+    with runner(points) as one:
+        eventually(lambda: store.checkpoint(points, KEYS[0]).exists())
+        with runner(points) as two:
+            eventually(lambda: states(points)[1:] == ["done", "done"])
+            assert two.poll() is None  # it waits for the first point
+            assert states(points)[0] == "to do"
+            one.kill()
+            output, _ = two.communicate(timeout=60)
+    assert two.returncode == 0, output
+    assert states(points) == ["done"] * 3
+    assert log(points)[-2:] == [("w8", "resumed"), ("w8", "done")]
+
+
+def test_status_tells_what_is_running_and_what_is_begun(points, monkeypatch, capsys):
+    monkeypatch.setitem(fakes.grids.GRIDS, "initialisation", lambda scale, data: THREE)
+    status = ["status", "initialisation", "--runs", str(points.parent)]
+    plan(points, w8=["raise"], w9=["hang"])
+    with runner(points):
+        eventually(lambda: store.checkpoint(points, KEYS[1]).exists())
+        assert fakes.cli.main(status) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith("0 done, 1 failed, 1 running, 1 to do")
+        assert [line.split(":")[0] for line in lines[1:]] == ["  begun", "  failed"]
+    assert fakes.cli.main(status) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("0 done, 1 failed, 0 running, 2 to do")
+    assert [line.split(":")[0] for line in lines[1:]] == ["  begun", "  failed", "  begun"]
+
+
+def test_a_claim_is_of_one_holder_and_ends_with_it(tmp_path):
+    assert not claims.held(tmp_path, "a")
+    assert list(tmp_path.iterdir()) == []
+    claim = claims.take(tmp_path, "a")
+    assert claims.take(tmp_path, "a") is None
+    assert claims.held(tmp_path, "a")
+    claims.take(tmp_path, "b").release()
+    claim.release()
+    assert not claims.held(tmp_path, "a")
+    assert Path(tmp_path / claims.FOLDER / "a").read_bytes() == b""
