@@ -7,6 +7,7 @@ import torch as _torch
 
 from . import (
     attacks,
+    autoattack,
     collapse,
     data,
     experiments,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "attacks",
+    "autoattack",
     "collapse",
     "data",
     "device",

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": {"folding"},
     "deepfool": {"data", "norms", "passes"},
     "attacks": {"data", "deepfool", "norms", "passes"},
+    "autoattack": {"attacks", "data", "norms", "passes"},
     "penalties": {"attacks", "norms", "passes"},
     "measure": {"attacks", "data", "norms", "passes"},
     "augment": set(),
