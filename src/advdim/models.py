@@ -78,6 +78,7 @@ def build(
     batch_norm: bool = False,
     normalise: str | tuple[Tensor, Tensor] | None = None,
     base_size: int | None = None,
+    project: int | None = None,
 ) -> Net:
     r"""Build a network and draw its weights; the same arguments give the same weights.
 
@@ -107,6 +108,9 @@ def build(
         normalise: None; "batch", a batch-norm on the images as in section 4.1; or (mean, std), each [C], in pixel
             units.
         base_size: image size at which conv_dilated has dilation 1; default 32, or the size itself if that is smaller.
+        project: None, or a size of which the images' is a multiple: the network first projects its input onto the
+            images copied up from that size, by averaging over blocks of pixels. Copied images pass unchanged; of an
+            attack, only its mean over each block is left.
 
     Returns:
         The network on the CPU in float32 and in eval mode; images [N, C, H, W] in [0, 1] to logits [N, classes].
@@ -120,7 +124,7 @@ def build(
     for what, number in (("classes", classes), ("width", width), ("depth", 1 if depth is None else depth)):
         if number < 1:
             raise ValueError(f"{what} must be at least 1, got {number}")
-    layers = _normalisation(normalise, channels)
+    layers = _projection(project, side) + _normalisation(normalise, channels)
     if name == "mlp":
         if (readout, pooling, padding, base_size) != (None, None, None, None):
             raise ValueError(
@@ -196,6 +200,14 @@ def _normalisation(normalise: str | tuple[Tensor, Tensor] | None, channels: int)
     if mean.shape != (channels,) or std.shape != (channels,) or not bool((std > 0).all()):
         raise ValueError(f"normalise takes mean and positive std of shape [{channels}], got {mean} and {std}")
     return [Normalise(mean, std)]
+
+
+def _projection(project: int | None, side: int) -> list[nn.Module]:
+    if project is None:
+        return []
+    if project < 1 or side % project:
+        raise ValueError(f"project must be a size of which the images' is a multiple, got {project} and {side}")
+    return [nn.AvgPool2d(side // project), nn.Upsample(scale_factor=side // project, mode="nearest")]
 
 
 def _mlp(d: int, classes: int, width: int, depth: int, batch_norm: bool) -> list[nn.Module]:

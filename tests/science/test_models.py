@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advdim import initialise, models
+from advdim import data, initialise, measure, models
 
 
 def images(*shape, seed=0, dtype=torch.float32):
@@ -128,6 +128,21 @@ def test_dilated_convolutions_of_a_pixel_copied_image_are_the_copied_maps(scale,
     torch.testing.assert_close(large(copied), small(x), rtol=1e-13, atol=1e-13)  # the global maximum is that of the map
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv_strided", "conv_dilated"])
+def test_a_projected_net_sees_the_means_of_blocks(name):
+    """On copied images it is the net without projection, and its gradient is constant over each block."""
+    options = {} if name == "mlp" else {"depth": 2}
+    plain, projected = (models.build(name, (3, 12, 12), width=5, project=p, **options).double() for p in (None, 4))
+    copied = data.resize(images(2, 3, 4, 4, dtype=torch.float64), 12, "copy")
+    torch.testing.assert_close(projected(copied), plain(copied), rtol=1e-12, atol=1e-12)
+    noise = images(2, 3, 12, 12, seed=1, dtype=torch.float64)
+    within = noise - data.resize(F.avg_pool2d(noise, 3), 12, "copy")
+    torch.testing.assert_close(projected(copied + within), plain(copied), rtol=1e-12, atol=1e-12)
+    assert (plain(copied + within) - plain(copied)).abs().max() > 1e-3
+    g = measure.input_gradients(projected, noise, torch.tensor([0, 1]))
+    torch.testing.assert_close(g, data.resize(g[..., ::3, ::3], 12, "copy"), rtol=1e-12, atol=1e-15)
+
+
 def test_dilation_is_the_size_over_the_base():
     def dilation(size, **options):
         return models.build("conv_dilated", (1, size, size), width=2, depth=1, **options)[0].dilation[0]
@@ -229,6 +244,8 @@ def test_calibration_leaves_the_state_as_found_and_forgets_the_past():
         ("conv_dilated", (3, 8, 8), {"pooling": "max"}, r"1 px.*depth = 6"),
         ("conv_strided", (3, 1, 1), {"padding": "reflect"}, "1 px"),
         ("conv_dilated", (1, 16, 16), {"base_size": 1, "padding": "reflect"}, "16 px.*by 16"),
+        ("mlp", (3, 8, 8), {"project": 3}, "got 3 and 8"),
+        ("mlp", (3, 8, 8), {"project": 0}, "got 0 and 8"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_value(name, shape, options, match):

@@ -102,6 +102,33 @@ def test_bins_and_remainder(measured, by_hand):
         assert measured[f"{name}_remainder"] == pytest.approx(remainder, rel=1e-4)
 
 
+def test_before_training(measured):
+    few, labels = ad.data.load("digits", "test", n=30)
+    net = ad.models.build(**asdict(SMALL.network), image_shape=(1, 8, 8), seed=3)
+    ad.models.calibrate_batch_norm(net, ad.data.load("digits", "train", n=90)[0][:16])
+    norms = ad.measure.gradient_norms(net, few, labels)
+    assert measured["initial"]["l1"] == pytest.approx(float(norms[1].mean()), rel=1e-5)
+    attacked = ad.attacks.pgd(net, few, labels, p=math.inf, eps=0.004)
+    damage = ad.measure.damage(net, few, labels, attacked).mean()
+    assert measured["initial"]["damage"] == pytest.approx(float(damage), rel=1e-4)
+    assert set(measured["initial"]) == {"l1", "l2", "damage", "vulnerability"}  # these images are not copied up
+
+
+def test_the_part_of_the_gradient_on_copied_images():
+    """A first-order attack that has to copy its pixels, too, gains eps times on_l1."""
+    x, y = ad.data.load("digits", "test", n=5)
+    net = ad.models.build("conv_strided", (1, 16, 16), width=4, depth=2, seed=1).double()
+    x = ad.data.resize(x.double(), 16, "copy")
+    found = after_training.by_epoch(net, x, y, eps=0.01, blocks=2)
+    g = ad.measure.input_gradients(net, x, y)
+    sums = g.unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2))  # what a small change gains that all pixels of a block share
+    assert found["on_l1"] == pytest.approx(float(sums.abs().sum()), rel=1e-12)
+    mean = ad.data.resize(sums / 4, 16, "copy")  # the projection itself
+    assert found["on_l2"] == pytest.approx(float(mean.flatten(1).norm(dim=1).sum()), rel=1e-12)
+    assert found["on_l1"] == pytest.approx(float(mean.abs().sum()), rel=1e-12)
+    assert found["on_l1"] < 0.9 * float(g.abs().sum())
+
+
 def test_the_flags_are_shares(measured):
     assert set(measured["flags"]) == {"saturated", "no gradient", "not raised", "too large"}
     assert all(0 <= share <= 1 for share in measured["flags"].values())

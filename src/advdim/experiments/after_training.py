@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import attacks, data, measure, models, norms, train
 from .spec import AfterTraining
@@ -35,8 +36,8 @@ NEAREST: dict[str, float] = {"deepfool-linf": math.inf, "deepfool-l2": 2}
 def run(spec: AfterTraining, device: torch.device, root: Path | None = None, checkpoint: Path | None = None) -> Metrics:
     r"""Train a network, and attack it on test images.
 
-    Metrics: ``history``, name to one value per epoch (:class:`advdim.train.Result`, and for train and test images
-    ``damage``, ``vulnerability`` under the paper's attack, ten steps of PGD in l_inf); of the final network,
+    Metrics: ``history``, name to one value per epoch (:class:`advdim.train.Result`, and for train and test images what
+    :func:`by_epoch` measures); ``initial``, the same of test images before training; of the final network,
     ``accuracy``, ``loss``, and ``l1`` and ``l2``, mean norms of :math:`\nabla_x L`; per attack ``ATTACK_damage``,
     ``ATTACK_vulnerability``, ``ATTACK_accuracy``; for DeepFool the share of the images whose prediction it changed at
     all, ``ATTACK_found``, their mean ``ATTACK_distance``, and, for its vulnerability and accuracy, only distances up
@@ -69,6 +70,8 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
     ).to(device)
     if spec.network.batch_norm or spec.network.normalise == "batch":  # else the first steps' averages are of noise
         models.calibrate_batch_norm(net, _sized(x[: recipe.batch_size], spec).to(device))
+    epoch = partial(by_epoch, eps=spec.eps, blocks=images.size // x.shape[-1] if images.resize == "copy" else 1)
+    metrics: Metrics = {"initial": _initial(net, few[: spec.by_epoch], labels[: spec.by_epoch], spec, epoch, device)}
     result = train.fit(
         net,
         x,
@@ -79,18 +82,45 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
         checkpoint=checkpoint,
         progress=False,
         eval_images=spec.by_epoch,
-        metrics=partial(by_epoch, eps=spec.eps),
+        metrics=epoch,
     )
-    history = {name: [row[name] for row in result.history] for name in result.history[0]}
-    metrics = {"history": history} | attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps)
+    metrics["history"] = {name: [row[name] for row in result.history] for name in result.history[0]}
+    metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps)
     _refuse_non_finite(metrics)
     return metrics
 
 
-def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, eps: float) -> dict[str, float]:
-    """Sums over the images of what the paper's attack, 10 steps of PGD in l_inf, does."""
+def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, blocks: int = 1) -> dict[str, float]:
+    r"""Sums over the images of what is measured after every epoch.
+
+    ``damage`` and ``vulnerability``, of the paper's attack, ten steps of PGD in l_inf. Of images copied up by a factor,
+    ``on_l1`` and ``on_l2``: the norms of the gradient's projection on the images that are so copied, its mean over each
+    block of pixels. As an attack that has to copy its pixels too gains :math:`\varepsilon` times the first to first
+    order, it is the on-manifold part of the vulnerability.
+
+    Args:
+        model: maps [N, C, H, W] to [N, K].
+        x: [N, C, H, W], in pixel units.
+        y: [N], int64 labels.
+        eps: size of the attack, in pixel units.
+        blocks: the factor, side of the blocks in pixels; 1 where images are not copied.
+    """
     found = measure.evaluate(model, x, y, attacks.pgd(model, x, y, p=math.inf, eps=eps), p=math.inf, eps=eps)
-    return {"damage": found.damage * len(y), "vulnerability": found.vulnerability * len(y)}
+    sums = {"damage": found.damage * len(y), "vulnerability": found.vulnerability * len(y)}
+    if blocks > 1:
+        means = F.avg_pool2d(measure.input_gradients(model, x, y), blocks)
+        sums["on_l1"] = float(norms.norm(means, 1).sum()) * blocks**2
+        sums["on_l2"] = float(norms.norm(means, 2).sum()) * blocks
+    return sums
+
+
+def _initial(
+    net: nn.Module, x: Tensor, y: Tensor, spec: AfterTraining, metrics: train.Metrics, device: torch.device
+) -> dict[str, float]:
+    x, y = _sized(x, spec).to(device), y.to(device)
+    norm = measure.gradient_norms(net, x, y)
+    sums = {f"l{q}": float(n.sum()) for q, n in norm.items()} | metrics(net, x, y)
+    return {name: value / len(y) for name, value in sums.items()}
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Metrics:

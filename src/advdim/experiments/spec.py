@@ -38,9 +38,12 @@ class Network:
     batch_norm: bool = False
     normalise: str | None = None
     base_size: int | None = None
+    project: int | None = None
 
     def __str__(self) -> str:
-        options = [self.readout, self.pooling, self.padding, "batch-norm" if self.batch_norm else None, self.init]
+        projected = f"projected to {self.project} px" if self.project else None
+        norm = "batch-norm" if self.batch_norm else None
+        options = [self.readout, self.pooling, self.padding, norm, projected, self.init]
         return " ".join([self.name, *(option for option in options if option)])
 
 
