@@ -7,7 +7,8 @@ and give results that do not depend on how the images are batched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,7 @@ def input_gradients(
 def _gradients_and_outputs(
     model: nn.Module, x: Tensor, y: Tensor, loss: Loss, batch_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    with passes.frozen(model) as net:
+    with passes.frozen(model) as net, _full_float32():
         pairs = passes.batches(x, y, batch_size=batch_size)
         found = [passes.input_gradient(net, xb, yb, loss) for xb, yb in pairs]
     return torch.cat([g for g, _ in found]), torch.cat([out for _, out in found])
@@ -106,7 +107,7 @@ def gradient_norms(
 def outputs(model: nn.Module, x: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits [N, K] of images x [N, C, H, W], without a graph."""
     data.check(x)
-    with torch.no_grad(), passes.frozen(model) as net:
+    with torch.no_grad(), passes.frozen(model) as net, _full_float32():
         return torch.cat([passes.forward(net, xb) for (xb,) in passes.batches(x, batch_size=batch_size)])
 
 
@@ -253,3 +254,19 @@ def evaluate(
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean())
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Float32 convolutions use all of it meanwhile: on a GPU the default is TF32, with 10 of its mantissa's 23 bits."""
+    cudnn = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # the caller has set the precision of each kind of layer
+        yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before

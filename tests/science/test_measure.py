@@ -134,6 +134,40 @@ def test_the_model_is_left_as_found_even_when_it_raises(after):
     assert x.requires_grad
 
 
+def test_convolutions_on_a_gpu_may_not_use_tf32_while_they_are_measured():
+    """It is a global setting, read by every convolution, forward and back; here it is only seen to be set."""
+    net, (x, y), cudnn = relu_net(), batch(), torch.backends.cudnn
+    before, seen = cudnn.allow_tf32, []
+    assert before
+
+    def look(*_):
+        seen.append(cudnn.allow_tf32)
+
+    def loss(outputs, y):
+        outputs.register_hook(look)
+        return measure.cross_entropy(outputs, y)
+
+    net.register_forward_hook(look)
+    measure.gradient_norms(net, x, y, loss=loss)
+    measure.outputs(net, x)
+    assert seen == [False] * 3
+    with pytest.raises(RuntimeError, match="boom"):
+        measure.outputs(nn.Sequential(net, Bomb(0)), x)
+    assert cudnn.allow_tf32 == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has one setting for all layers")
+def test_a_precision_set_for_convolutions_alone_is_the_caller_s():
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    try:
+        conv.fp32_precision = "ieee"
+        measure.outputs(relu_net(), batch()[0])
+        assert conv.fp32_precision == "ieee"
+    finally:
+        conv.fp32_precision = before
+
+
 def test_gradients_under_no_grad_and_without_a_graph_on_the_result():
     net, (x, y) = relu_net(), batch()
     expected = measure.input_gradients(net, x, y)
