@@ -1,6 +1,7 @@
 """The command line. Each group of commands is one function that registers its parsers and one per command."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,11 +88,13 @@ def _register_experiments(groups: Any) -> None:
     run.add_argument("--device", help="cpu, cuda or mps (default: the best at hand)")
     run.add_argument("--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder")
     run.add_argument(
-        "--engine", choices=("serial", "processes"), default="serial", help="what computes (default: serial)"
+        "--engine", choices=("serial", "processes", "ray"), default="serial", help="what computes (default: serial)"
     )
-    run.add_argument("--jobs", type=_count, metavar="N", help="processes (default: one per GPU, or to use all cores)")
+    run.add_argument("--jobs", type=_count, metavar="N", help="points at a time (default: what fits cores or GPUs)")
     run.add_argument("--threads", type=_count, metavar="N", default=1, help="threads per point (default: 1)")
-    run.set_defaults(command=_run)
+    run.add_argument("--address", help="of a Ray cluster: HOST:PORT, or auto (default: start one on this machine)")
+    run.add_argument("--gpus", type=_share, metavar="SHARE", help="of a GPU, per point on a Ray cluster, as 0.5")
+    run.set_defaults(command=_run, misuse=run.error)
 
     status = groups.add_parser(
         "status", parents=[shared], help="count the points that are done, failed, running and to do"
@@ -124,21 +127,35 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from .experiments import engine
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return share
 
+
+def _run(arguments: argparse.Namespace) -> int:
+    from .experiments.engine import run
+
+    if arguments.engine != "ray" and (arguments.address or arguments.gpus):
+        arguments.misuse("--address and --gpus go with --engine ray")
+    if arguments.engine == "serial" and arguments.jobs:
+        arguments.misuse("--jobs goes with --engine processes or ray")
     points, folder = _points(arguments)
-    where = _device(arguments.device)
+    engine, where = _engine(arguments)
     root = Path(arguments.root) if arguments.root else None
     try:
-        failed = engine.run(
+        failed = run(
             points,
             folder,
             device=where,
             command=_command(arguments),
             root=root,
             threads=arguments.threads,
-            engine=_engine(arguments, where),
+            engine=engine,
         )
     except KeyboardInterrupt:
         print("advdim: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
@@ -147,16 +164,23 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _engine(arguments: argparse.Namespace, where: Any) -> Any:
+def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The engine and the device."""
     import torch
 
-    from .experiments import workers
+    from .experiments import cluster, workers
 
+    jobs, threads = arguments.jobs, arguments.threads
+    if arguments.engine == "ray":  # whose devices are not this machine's
+        where = torch.device(arguments.device or ("cuda" if arguments.gpus else "cpu"))
+        gpus = arguments.gpus or (1 if where.type == "cuda" else 0)
+        return cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus), where
+    where = _device(arguments.device)
     if arguments.engine == "serial":
-        return workers.serial()
-    gpus = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
-    jobs = gpus or (max(1, workers.cores() // arguments.threads) if where.type == "cpu" else 1)
-    return workers.processes(arguments.jobs or jobs, threads=arguments.threads, gpus=gpus)
+        return workers.serial(), where
+    devices = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
+    room = (workers.cores() // threads or 1) if where.type == "cpu" else devices or 1
+    return workers.processes(jobs or room, threads=threads, gpus=devices), where
 
 
 def _device(name: str | None) -> Any:

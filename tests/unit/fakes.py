@@ -6,16 +6,20 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
+import psutil
 from tiny import THREE
 
 from advdim import cli
-from advdim.experiments import engine, grids, point
+from advdim.experiments import engine, grids, spec, store
 from advdim.folders import MissingDataError
 
 _measure = engine._measure
+KEYS = [spec.key(s) for s in THREE]
 TRAINED = "half of the training"
 
 
@@ -31,8 +35,8 @@ def log(folder):
     return [tuple(line.split()) for line in text.splitlines()]
 
 
-def run(spec, device, root, checkpoint):
-    folder, width = checkpoint.parent, f"w{spec.network.width}"
+def run(point, device, root, checkpoint):
+    folder, width = checkpoint.parent, f"w{point.network.width}"
     attempt = sum(w == width and what in ("begun", "resumed") for w, what in log(folder))
     note(folder, width, "resumed" if checkpoint.exists() else "begun")
     attempts = json.loads((folder / "plan.json").read_text()).get(width, [])
@@ -45,12 +49,14 @@ def run(spec, device, root, checkpoint):
         time.sleep(120)
     while what == "wait" and not (folder / "go").exists():
         time.sleep(0.05)
+    while what == "meet" and not {("w8", "begun"), ("w9", "begun")} <= set(log(folder)):
+        time.sleep(0.05)
     if what == "raise":
         raise ValueError(f"l1 = nan for {width}")
     if what == "missing":
         raise MissingDataError("no split 'train'")
     note(folder, width, "done")
-    return {"l1": [1.0, float(spec.network.width)]}
+    return {"l1": [1.0, float(point.network.width)]}
 
 
 def note(folder, *words):
@@ -60,7 +66,7 @@ def note(folder, *words):
 
 def measure(job):
     """In place of the engine's own function: workers import this module, and with it the fake."""
-    point.run = run
+    engine.point.run = run
     return _measure(job)
 
 
@@ -68,6 +74,46 @@ def main(arguments):
     engine._measure = measure
     grids.GRIDS["initialisation"] = lambda scale, data: THREE
     return cli.main(arguments)
+
+
+@contextmanager
+def runner(folder, *options):
+    """The command line in a process group of its own, as a terminal starts it; killed in the end."""
+    command = [sys.executable, __file__, "run", "initialisation", "--device", "cpu", "--runs", str(folder.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    try:
+        yield process
+    finally:
+        for p in family(process):
+            p.kill()
+        process.communicate()
+
+
+def family(process):
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def eventually(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def states(folder):
+    return [(store.load(folder, key) or {"status": "to do"})["status"] for key in KEYS]
 
 
 if __name__ == "__main__":  # the module is imported by its name: processes find its functions by it

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augment": set(),
     "recipes": {"data", "penalties"},
     "checkpoints": set(),
-    "train": {"augment", "checkpoints", "data", "measure", "penalties", "recipes"},
+    "train": {"augment", "checkpoints", "data", "measure", "passes", "penalties", "recipes"},
     "plots": {"scaling"},
     "experiments": {"experiments.store", "experiments.tables"},
     "experiments.spec": {"recipes"},
@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "experiments.claims": set(),
     "experiments.workers": set(),
+    "experiments.cluster": {"experiments.workers"},
     "experiments.engine": {
         "data",
         "experiments.claims",

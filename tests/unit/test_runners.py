@@ -3,24 +3,20 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import fakes
 import psutil
 import pytest
 import torch
-from fakes import log, plan
+from fakes import KEYS, eventually, family, log, plan, runner, states
 from tiny import THREE
 
-from advdim.experiments import claims, engine, spec, store, workers
+from advdim.experiments import claims, engine, store, workers
 from advdim.folders import MissingDataError
 
 CPU = torch.device("cpu")
-KEYS = [spec.key(s) for s in THREE]
 
 
 def run(folder, specs=THREE, jobs=1, **options):
@@ -28,23 +24,12 @@ def run(folder, specs=THREE, jobs=1, **options):
     return engine.run(specs, folder, device=CPU, command="advdim run test", engine=pool, **options)
 
 
-def states(folder):
-    return [(store.load(folder, key) or {"status": "to do"})["status"] for key in KEYS]
-
-
 @pytest.fixture
 def faked(monkeypatch, tmp_path):
     """Fake points, here and in the processes started from here; the folder they leave their traces in."""
     monkeypatch.setattr(engine, "_measure", fakes.measure)
-    monkeypatch.setattr(fakes.point, "run", fakes.run)
+    monkeypatch.setattr(engine.point, "run", fakes.run)
     return tmp_path
-
-
-def eventually(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 # One runner
@@ -113,6 +98,13 @@ def test_a_failure_in_a_process_is_kept_with_its_point(faked):
     assert store.load(faked, KEYS[0])["error"] == "ValueError: l1 = nan for w8"
 
 
+def test_what_cannot_be_called_in_a_process_ends_the_sweep(faked, monkeypatch):
+    monkeypatch.setattr(engine, "_measure", lambda job: None)
+    with pytest.raises(AttributeError, match="lambda"):
+        run(faked)
+    assert states(faked) == ["to do"] * 3
+
+
 def test_missing_data_in_a_process_end_the_sweep(faked):
     plan(faked, w8=["missing"], w9=["hang"])
     start = time.monotonic()
@@ -129,9 +121,10 @@ def test_a_full_disk_stops_the_processes_and_leaves_the_store_whole(faked, monke
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"{os.strerror(errno.ENOSPC)}.*{KEYS[0]}.json"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        run(faked, jobs=2)
+        with pytest.raises(OSError, match=f"{os.strerror(errno.ENOSPC)}.*{KEYS[0]}.json"):
+            run(faked, jobs=2)
     assert list(faked.glob("*.json*")) == [faked / "plan.json"]
     plan(faked)
     assert run(faked) == 0
@@ -152,35 +145,6 @@ def test_a_checkpoint_of_a_point_that_is_done_is_litter(faked):
 
 
 # Several runners, and runners that are killed
-
-
-@contextmanager
-def runner(folder, *options):
-    """The command line in a process group of its own, as a terminal starts it; killed in the end."""
-    command = [sys.executable, fakes.__file__, "run", "initialisation", "--device", "cpu", "--runs", str(folder.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(fakes.__file__)}
-    process = subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
-    try:
-        yield process
-    finally:
-        for p in family(process):
-            p.kill()
-        process.communicate()
-
-
-def family(process):
-    try:
-        parent = psutil.Process(process.pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 @pytest.fixture

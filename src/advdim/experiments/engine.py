@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,8 @@ def run(
             for future in landed:
                 spec, attempt = flying.pop(future)
                 death = future.exception()
+                if death and not isinstance(death, BrokenExecutor):
+                    raise death  # of how workers are called, and no point's own
                 if death and attempt < ATTEMPTS:
                     submit(spec, attempt + 1)
                     continue
@@ -170,7 +172,7 @@ def _measure(job: Job) -> store.Record | Exception:
 
 
 def _died(spec: Spec, error: BaseException) -> store.Record:
-    what = f"its worker died {ATTEMPTS} times ({type(error).__name__}: {error}): killed, or out of memory?"
+    what = f"its worker died {ATTEMPTS} times: killed, or out of memory? {' '.join(str(error).split())}"
     return {"spec": as_dict(spec), "status": "failed", "error": what, "provenance": {"seconds": 0.0}}
 
 

@@ -28,7 +28,8 @@ class Workers:
     """What computes.
 
     Attributes:
-        submit: calls a function of a module with an argument; the future raises if the worker dies.
+        submit: calls a function of a module with an argument; the future raises BrokenExecutor if the
+            worker dies, and keeps what the function raises.
         slots: how many calls can be under way now.
         elsewhere: whether they run on other machines, which may have other data.
     """
