@@ -54,7 +54,7 @@ def auto_attack(
     except ImportError as error:
         raise ImportError("AutoAttack is an extra: pip install 'advdim[autoattack]'") from error
 
-    clean, trace = x.detach().float(), sys.gettrace()
+    clean, trace = x.detach().float().contiguous(), sys.gettrace()
     with passes.frozen(model) as net:
 
         def forward(images: Tensor) -> Tensor:
