@@ -102,6 +102,16 @@ def test_bins_and_remainder(measured, by_hand):
         assert measured[f"{name}_remainder"] == pytest.approx(remainder, rel=1e-4)
 
 
+def test_only_the_attacks_that_are_named(by_hand, measured):
+    net, x, y, _ = by_hand
+    found = after_training.attacked(net, x, y, 0.004, ("one-step-l2", "deepfool-l2"))
+    assert {name.split("_")[0] for name in found} == {"l1", "l2", "loss", "bins", "accuracy", "flags"} | {
+        "one-step-l2",
+        "deepfool-l2",
+    }
+    assert all(found[name] == measured[name] for name in found if name != "flags")
+
+
 def test_before_training(measured):
     few, labels = ad.data.load("digits", "test", n=30)
     net = ad.models.build(**asdict(SMALL.network), image_shape=(1, 8, 8), seed=3)
@@ -192,6 +202,7 @@ def test_keys_of_training_points():
         replace(SMALL, by_epoch=31),
         replace(SMALL, eps=0.06),
         replace(SMALL, experiment="4.2"),
+        replace(SMALL, attacks=("pgd-linf",)),
     ]
     assert len({spec.key(s) for s in [SMALL, *changes]}) == len(changes) + 1
 
@@ -218,9 +229,44 @@ def test_the_grid_of_4_1(scale, strengths, seeds, data):
         assert "cross-lipschitz" in by_method
 
 
-def test_another_data_set_has_no_grid():
-    with pytest.raises(ValueError, match="'imagenette'"):
-        grids.section_4_1("quick", "imagenette")
+@pytest.mark.parametrize(("experiment", "data", "series"), [
+    ("4.2", "cifar10", 3), ("4.2", "digits", 3), ("natural", "imagenette", 1), ("readouts", "cifar10", 3)
+])  # fmt: skip
+@pytest.mark.parametrize(("scale", "sizes", "strengths"), [("quick", 3, 2), ("medium", 3, 3), ("paper", 4, 6)])
+def test_the_grids_over_sizes(experiment, data, series, scale, sizes, strengths):
+    points = grids.GRIDS[experiment](scale, data)
+    assert len({spec.key(p) for p in points}) == len(points) == series * sizes * (1 + strengths) * 3
+    found = {}
+    for p in points:
+        assert p.experiment == experiment
+        name = (p.network, p.images.resize, p.recipe.method, p.recipe.strength)
+        found.setdefault(name, set()).add((p.images.size, p.recipe.seed))
+    assert {len(pairs) for pairs in found.values()} == {sizes * 3}
+    natives = {"digits": 8, "cifar10": 32, "imagenette": 224}
+    channels = 1 if data == "digits" else 3
+    for network, resize, size in {(replace(p.network, width=1), p.images.resize, p.images.size) for p in points}:
+        ad.data.resize(torch.zeros(1, 1, natives[data], natives[data]), size, resize)
+        net = ad.models.build(**asdict(network), image_shape=(channels, size, size)).to("meta")
+        assert net(torch.zeros(1, channels, size, size, device="meta")).shape == (1, 10)
+
+
+def test_4_2_measures_maxima_without_ties_and_a_network_without_maxima():
+    found = {(grids.has_maxima(p.network), p.images.resize) for p in grids.section_4_2("paper", "cifar10")}
+    assert found == {(True, "copy"), (True, "bilinear"), (False, "copy")}
+
+
+def test_readouts_differ_in_what_they_are_there_for():
+    nets = {p.network for p in grids.readouts("paper", "cifar10")}
+    assert {(n.readout, n.project) for n in nets} == {(None, None), ("fc", None), ("fc", 32)}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "data"),
+    [("4.1", "imagenette"), ("4.2", "imagenette"), ("natural", "cifar10"), ("readouts", "imagenette")],
+)
+def test_another_data_set_has_no_grid(experiment, data):
+    with pytest.raises(ValueError, match=data):
+        grids.GRIDS[experiment]("quick", data)
 
 
 # Tables

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -85,7 +85,7 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
         metrics=epoch,
     )
     metrics["history"] = {name: [row[name] for row in result.history] for name in result.history[0]}
-    metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps)
+    metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps, spec.attacks)
     _refuse_non_finite(metrics)
     return metrics
 
@@ -123,19 +123,22 @@ def _initial(
     return {name: value / len(y) for name, value in sums.items()}
 
 
-def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Metrics:
-    """Accuracy, gradient norms and the outcomes of all attacks, as :func:`run` names them, of a trained network."""
+def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collection[str] | None = None) -> Metrics:
+    """Accuracy, gradient norms and the outcomes of the named attacks, or of all, as :func:`run` names them."""
     g = measure.gradient_norms(model, x, y)
-    loss = measure.losses(model, x, y)
+    outputs = measure.outputs(model, x)
+    loss, predictions = measure.cross_entropy(outputs, y), outputs.argmax(1)
     first_order = eps * g[1]
     order = first_order.argsort()
     metrics: Metrics = {"l1": _mean(g[1]), "l2": _mean(g[2]), "loss": _mean(loss), "bins": _bins(first_order, order)}
+    metrics["accuracy"] = _mean(predictions == y)
     flags: dict[str, float] = {}
     for name, (p, attack) in SIZED.items():
+        if names is not None and name not in names:
+            continue
         size = norms.threshold(eps, p, x[0].numel())
         images = attack(model, x, y, p=p, eps=size)
         found = measure.evaluate(model, x, y, images, p=p, eps=size)
-        metrics["accuracy"] = found.accuracy
         metrics |= {f"{name}_damage": found.damage, f"{name}_vulnerability": found.vulnerability}
         metrics[f"{name}_accuracy"] = found.attacked_accuracy
         flags = {flag: max(share, flags.get(flag, 0.0)) for flag, share in found.flags.items()}
@@ -143,9 +146,10 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Metrics:
             damage = measure.losses(model, images, y) - loss
             metrics[f"{name}_bins"] = _bins(damage, order)
             metrics[f"{name}_remainder"] = _mean((damage - first_order).abs()) / _mean(first_order)
-    flags.pop("out of range")  # the paper's protocol does not clip
-    predictions = measure.outputs(model, x).argmax(1)
+    flags.pop("out of range", None)  # the paper's protocol does not clip
     for name, p in NEAREST.items():
+        if names is not None and name not in names:
+            continue
         images = attacks.deepfool(model, x, p=p)  # from the prediction, whether it is right or wrong
         moved = measure.outputs(model, images).argmax(1) != predictions
         distance = norms.norm(images - x, p)

@@ -126,6 +126,103 @@ def section_4_1(scale: str, data: str) -> list[AfterTraining]:
     ]
 
 
+#: Size of the attacks of section 4.2 in pixel units: .004 of normalised pixels, whose deviation is about a fifth.
+SMALL_EPS = 0.0008
+#: Strengths of PGD training there.
+PGD_STRENGTHS: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
+#: The attacks measured on the networks of section 4.2, as in the paper.
+GRADIENT_ATTACKS = ("one-step-linf", "pgd-linf")
+
+
+def section_4_2(scale: str, data: str) -> list[AfterTraining]:
+    """Section 4.2: usual and PGD training on one data set at several sizes, from which no information is gained.
+
+    The paper's network on images copied up; the same on images interpolated up, because copies tie its maxima; and the
+    strided network with a fully connected readout, which has none.
+
+    Args:
+        scale: "quick" (3 sizes, 2 strengths, 3 seeds, networks of 16 channels, 2 epochs of 1,000 images), "medium" (3
+            sizes, 3 strengths, 3 seeds, the paper's networks for 20 epochs of all images, one-cycle) or "paper" (4
+            sizes, 6 strengths, 3 seeds, 200 epochs).
+        data: "digits", or a name that begins with "cifar10".
+
+    Raises:
+        ValueError: for another data set.
+    """
+    sizes = {"digits": DIGITS, "cifar10": CIFAR}[_kind(data, ("digits", "cifar10"))]
+    dilated = Network("conv_dilated", init="he_unit", batch_norm=True, normalise="batch")
+    strided = Network("conv_strided", readout="fc", init="he_unit", batch_norm=True, normalise="batch")
+    series: tuple[tuple[Network, Resize], ...] = ((dilated, "copy"), (dilated, "bilinear"), (strided, "copy"))
+    return _by_size(scale, data, sizes, series, experiment="4.2")
+
+
+def natural(scale: str, data: str) -> list[AfterTraining]:
+    """Natural images at several resolutions: section 4.2's network on Imagenette, averaged down from 224 px.
+
+    Args:
+        scale: as for :func:`section_4_2`.
+        data: a name that begins with "imagenette".
+
+    Raises:
+        ValueError: for another data set.
+    """
+    _kind(data, ("imagenette",))
+    dilated = Network("conv_dilated", init="he_unit", batch_norm=True, normalise="batch")
+    return _by_size(scale, data, IMAGENETTE, ((dilated, "area"),), experiment="natural")
+
+
+def readouts(scale: str, data: str) -> list[AfterTraining]:
+    """What training does to a readout that averages, and to the part of the gradient within copied blocks of pixels.
+
+    Section 4.1's network, whose readout averages; the same with a fully connected one; and that behind a projection on
+    the copied images, on images copied up.
+
+    Args:
+        scale: as for :func:`section_4_2`.
+        data: "digits", or a name that begins with "cifar10".
+
+    Raises:
+        ValueError: for another data set.
+    """
+    sizes = {"digits": DIGITS, "cifar10": CIFAR}[_kind(data, ("digits", "cifar10"))]
+    averaged = Network("conv_strided", init="he_unit", batch_norm=True, normalise="batch")
+    connected = replace(averaged, readout="fc")
+    projected = replace(connected, project=sizes[0])
+    return _by_size(scale, data, sizes, tuple((n, "copy") for n in (averaged, connected, projected)), "readouts")
+
+
+def _by_size(
+    scale: str, data: str, sizes: Sequence[int], series: Sequence[tuple[Network, Resize]], experiment: str
+) -> list[AfterTraining]:
+    recipe = Recipe(lr=0.05, batch_size=32, augment=not data.startswith("digits"), bf16=True)
+    if scale == "quick":
+        images, train, by_epoch, width, strengths = 200, 1000, 100, 16, PGD_STRENGTHS[2:5:2]
+        sizes, recipe = sizes[:3], replace(recipe, epochs=2)
+    elif scale == "medium":
+        images, train, by_epoch, width, strengths = 2000, None, 500, 64, PGD_STRENGTHS[1::2]
+        sizes, recipe = sizes[:3], replace(recipe, epochs=20, batch_size=128, lr=0.1)
+    else:
+        images, train, by_epoch, width, strengths = None, None, 1000, 64, PGD_STRENGTHS
+        recipe = replace(PAPER, batch_size=32)
+    methods = [("none", 0.0), *(("pgd-linf", strength) for strength in strengths)]
+    return [
+        AfterTraining(
+            images=Images(data, size, resize, images),
+            network=for_digits(replace(network, width=width)) if data == "digits" else replace(network, width=width),
+            recipe=replace(recipe, method=method, strength=strength, seed=seed),
+            train=train,
+            by_epoch=by_epoch,
+            eps=SMALL_EPS,
+            experiment=experiment,
+            attacks=GRADIENT_ATTACKS,
+        )
+        for seed in range(3)
+        for network, resize in series
+        for method, strength in methods
+        for size in sizes
+    ]
+
+
 def _kind(data: str, known: Sequence[str]) -> str:
     """The one of the known data sets that the name begins with."""
     for kind in known:
@@ -135,8 +232,14 @@ def _kind(data: str, known: Sequence[str]) -> str:
 
 
 #: The grids by experiment: (scale, data set) to points.
-GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {"initialisation": initialisation, "4.1": section_4_1}
+GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {
+    "initialisation": initialisation,
+    "4.1": section_4_1,
+    "4.2": section_4_2,
+    "natural": natural,
+    "readouts": readouts,
+}
 #: The data set of each experiment, unless another is chosen.
-DATA = {"initialisation": "digits", "4.1": "cifar10"}
+DATA = {"initialisation": "digits", "4.1": "cifar10", "4.2": "cifar10", "natural": "imagenette", "readouts": "cifar10"}
 #: The scales: within a quarter of an hour on two CPU cores, within a few hours there, and the paper's.
 SCALES = ("quick", "medium", "paper")

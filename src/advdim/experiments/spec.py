@@ -80,6 +80,8 @@ class AfterTraining:
         by_epoch: number of training and of test images measured after every epoch.
         eps: size of the attacks, as that of the l_inf attack, in pixel units.
         experiment: the experiment's name.
+        attacks: names of the attacks on the trained network, of :mod:`advdim.experiments.after_training`; None takes
+            all of them.
     """
 
     images: Images
@@ -89,11 +91,12 @@ class AfterTraining:
     by_epoch: int
     eps: float
     experiment: str
+    attacks: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         strength = f" {self.recipe.strength:g}" if self.recipe.strength else ""
         where = f"{self.images.data} {self.images.size} px {self.images.resize}"
-        return f"{where}, {self.network.name}, {self.recipe.method}{strength}, seed {self.recipe.seed}"
+        return f"{where}, {self.network}, {self.recipe.method}{strength}, seed {self.recipe.seed}"
 
 
 Spec: TypeAlias = AtInitialisation | AfterTraining
