@@ -112,9 +112,8 @@ def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
     if arguments.experiment not in GRIDS:
         raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
     arguments.data = arguments.data or DATA[arguments.experiment]
-    return list(GRIDS[arguments.experiment](arguments.scale, arguments.data)), Path(
-        arguments.runs
-    ) / arguments.experiment
+    points = list(GRIDS[arguments.experiment](arguments.scale, arguments.data))
+    return points, Path(arguments.runs) / arguments.experiment
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from tiny import THREE, TINY
 
 import advdim as ad
 from advdim.cli import main
-from advdim.experiments import claims, grids, point, spec, store, tables
+from advdim.experiments import claims, grids, point, spec, store, tables, workers
 
 
 @pytest.fixture(autouse=True)
@@ -144,13 +144,42 @@ def test_cuda_where_there_is_none(elsewhere, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["run", "initialisation", "--scale", "huge"], ["status", "--device", "cpu"], ["record", "a", "b"]],
+    [
+        ["run"],
+        ["run", "initialisation", "--scale", "huge"],
+        ["run", "initialisation", "--engine", "threads"],
+        ["run", "initialisation", "--engine", "processes", "--jobs", "0"],
+        ["run", "initialisation", "--engine", "ray", "--gpus", "-1"],
+        ["run", "initialisation", "--engine", "processes", "--gpus", "0.5"],
+        ["run", "initialisation", "--engine", "processes", "--address", "auto"],
+        ["run", "initialisation", "--jobs", "2"],
+        ["run", "initialisation", "--threads", "one"],
+        ["status", "--device", "cpu"],
+        ["record", "a", "b"],
+    ],
 )
 def test_misuse_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs", "threads"),
+    [([], 6, 1), (["--threads", "2"], 3, 2), (["--jobs", "2"], 2, 1), (["--threads", "9"], 1, 9)],
+)
+def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, options, jobs, threads):
+    asked = []
+
+    def processes(*positional, **named):
+        asked.append((*positional, named))
+        return workers.serial()
+
+    monkeypatch.setattr(workers, "cores", lambda: 6)
+    monkeypatch.setattr(workers, "processes", processes)
+    assert main(["run", "initialisation", "--device", "cpu", "--engine", "processes", *options]) == 0
+    assert asked == [(jobs, {"threads": threads, "gpus": 0})]
 
 
 def test_a_damaged_file_is_one_line_that_names_it(elsewhere, capsys):

@@ -1,6 +1,8 @@
 """Running the points of an experiment, also when points fail, data are missing, or the process is killed."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +129,28 @@ def test_an_interruption_loses_the_point_in_flight(tmp_path, measured):
     measured.fail = {}
     assert run(tmp_path) == 0
     assert measured[2:] == THREE[1:]
+
+
+def test_the_bar_tells_the_time_left_and_each_point_has_a_line(tmp_path, measured, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    measured.fail = {9: RuntimeError("out of memory")}
+    assert run(tmp_path) == 1
+    assert re.search(r"digits 8 px copy, mlp he: +33%.* 1/3 \[\d\d:\d\d<\d\d:\d\d", terminal.getvalue())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["done", "failed", "done"]
+    assert lines[1][-4:] == ["RuntimeError:", "out", "of", "memory"]
+
+
+def test_other_data_on_a_workers_machine_are_a_failure(tmp_path, measured):
+    for checksum, status in ((ad.data.checksum("digits"), "done"), ("sha256:other", "failed"), (None, "done")):
+        record = engine._measure(engine.Job(TINY, "cpu", 1, None, tmp_path / "checkpoint", checksum))
+        assert record["status"] == status
+    assert len(measured) == 2
 
 
 KILLED = """

@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -13,8 +15,10 @@ import torch
 from fakes import KEYS, eventually, family, log, plan, runner, states
 from tiny import THREE
 
-from advdim.experiments import claims, engine, store, workers
+from advdim.experiments import claims, engine, spec, store, workers
+from advdim.experiments.spec import AfterTraining, Images, Network
 from advdim.folders import MissingDataError
+from advdim.recipes import Recipe
 
 CPU = torch.device("cpu")
 
@@ -142,6 +146,59 @@ def test_a_checkpoint_of_a_point_that_is_done_is_litter(faked):
     assert sorted(f.name for f in faked.glob("*.checkpoint*")) == [
         f"{KEYS[2]}.checkpoint", f"{KEYS[2]}.checkpoint.tmp"
     ]  # fmt: skip
+
+
+# Real training
+
+TRAINED = AfterTraining(
+    images=Images("digits", 8, "copy", 20),
+    network=Network("mlp", width=8),
+    recipe=Recipe("gradient-l1", 0.02, epochs=40, batch_size=16),
+    train=60,
+    by_epoch=20,
+    eps=0.004,
+    experiment="4.1",
+)
+
+
+def without_seconds(metrics):
+    return metrics | {"history": {name: row for name, row in metrics["history"].items() if name != "seconds"}}
+
+
+def test_a_training_run_that_is_killed_ends_as_the_uninterrupted_one(tmp_path):
+    key, folders = spec.key(TRAINED), {name: tmp_path / name for name in ("killed", "whole")}
+    killed = []
+
+    def kill():
+        eventually(store.checkpoint(folders["killed"], key).exists)
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                killed.append(child)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert run(folders["killed"], [TRAINED]) == 0
+    killer.join()
+    assert len(killed) == 1
+    assert engine.run([TRAINED], folders["whole"], device=CPU, command="c") == 0
+    resumed, whole = (without_seconds(store.load(folder, key)["metrics"]) for folder in folders.values())
+    assert resumed == whole
+    assert len(whole["history"]["loss"]) == 40
+
+
+def test_training_that_diverges_and_a_damaged_checkpoint_fail_by_themselves(tmp_path):
+    short = replace(TRAINED, recipe=replace(TRAINED.recipe, epochs=1))
+    damaged = replace(short, network=Network("mlp", width=9))
+    diverging = replace(short, recipe=replace(short.recipe, method="none", strength=0.0, lr=1e30))
+    file = store.checkpoint(tmp_path, spec.key(damaged))
+    file.write_bytes(b"PK")
+    assert engine.run([damaged, diverging, short], tmp_path, device=CPU, command="c") == 2
+    records = [store.load(tmp_path, spec.key(s)) for s in (damaged, diverging, short)]
+    assert [record["status"] for record in records] == ["failed", "failed", "done"]
+    assert f"{file} is no readable checkpoint: delete it" in records[0]["error"]
+    assert records[1]["error"].startswith("DivergenceError: ")
+    assert file.read_bytes() == b"PK"
 
 
 # Several runners, and runners that are killed

@@ -70,6 +70,22 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_
     assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
+def test_a_file_cut_short_by_the_system_is_no_file(tmp_path):
+    """The limit on the size of files stands for a full disk: the system takes the beginning and refuses the rest."""
+    resource = pytest.importorskip("resource")
+    store.save(tmp_path, NAME, done())
+    before = (tmp_path / f"{NAME}.json").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=f"{NAME}.json") as caught:
+            store.save(tmp_path, NAME, done(value=2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {f"{NAME}.json": before}
+
+
 def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(OSError, match="runs"):

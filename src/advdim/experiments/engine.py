@@ -76,7 +76,7 @@ def run(
     folder = folder.absolute()  # the working folder of a worker may be another
     before = {key(spec): store.load(folder, key(spec)) for spec in specs}
     todo = deque(spec for spec in specs if (before[key(spec)] or {}).get("status") != "done")
-    checksums = {name: data.checksum(name, root) for name in sorted({_data(spec) for spec in todo})}
+    checksums = {name: data.checksum(name, root) for name in sorted({spec.images.data for spec in todo})}
     store.clean(folder)
     if not todo:
         return 0
@@ -86,7 +86,7 @@ def run(
 
     def submit(spec: Spec, attempt: int) -> None:
         bar.set_description(str(spec))
-        checksum = checksums[_data(spec)] if workers.elsewhere else None
+        checksum = checksums[spec.images.data] if workers.elsewhere else None
         job = Job(spec, str(device), threads, root, store.checkpoint(folder, key(spec)), checksum)
         flying[workers.submit(_measure, job)] = (spec, attempt)
 
@@ -130,7 +130,7 @@ def run(
                 outcome = _died(spec, death) if death else future.result()
                 if isinstance(outcome, Exception):  # every other point would fail of it too
                     raise outcome
-                outcome |= {"data": checksums[_data(spec)]}
+                outcome |= {"data": checksums[spec.images.data]}
                 outcome["provenance"]["command"] = command
                 store.save(folder, key(spec), outcome)
                 finish(spec, outcome, f"{outcome['provenance']['seconds']:.1f} s")
@@ -145,10 +145,6 @@ def _release(claimed: dict[str, claims.Claim]) -> None:
         claim.release()
 
 
-def _data(spec: Spec) -> str:
-    return spec.images.data
-
-
 def _measure(job: Job) -> store.Record | Exception:
     """In a worker: the record of a point, done or failed, or the exception that must end the sweep."""
     record: store.Record = {"spec": as_dict(job.spec)}
@@ -158,7 +154,7 @@ def _measure(job: Job) -> store.Record | Exception:
         where = provenance(device)
         start = time.perf_counter()
         try:
-            if job.checksum is not None and (found := data.checksum(_data(job.spec), job.root)) != job.checksum:
+            if job.checksum is not None and (found := data.checksum(job.spec.images.data, job.root)) != job.checksum:
                 raise ValueError(f"on {platform.node()} the data are others: {found}, and not {job.checksum}")
             metrics = point.run(job.spec, device, job.root, checkpoint=job.checkpoint)
             record |= {"status": "done", "metrics": metrics}
