@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from . import folding
 
@@ -31,10 +34,16 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
     """Outputs [N, K]; on a CPU by way of the channels-last layout, in which convolutions run 1.5 to 2 times as fast."""
     # Someone else's forward may call .view on a map, which this layout forbids; the modules of these packages do not.
     safe = all(type(m).__module__.startswith(("torch.nn.", "torchvision.models.", "advdim.")) for m in model.modules())
-    if safe and x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4:
+    if safe and x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4 and not _leads_there(model):
         x = x.contiguous(memory_format=torch.channels_last)
     outputs: Tensor = model(x)
     return outputs
+
+
+def _leads_there(model: nn.Module) -> bool:
+    """Whether a convolution's weights, so its outputs, have that layout; a batch-norm of 3 channels is slow in it."""
+    weights = (m.weight for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
 
 
 def with_graph(model: nn.Module, x: Tensor, *, twice: bool = False) -> tuple[Tensor, Tensor]:
@@ -54,6 +63,22 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[
         total = per_example(loss(outputs, y), y).sum()
     (g,) = torch.autograd.grad(total, leaf)
     return torch.empty_like(x).copy_(g), outputs.detach()
+
+
+@contextmanager
+def bfloat16(device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products in bfloat16 meanwhile, by autocast."""
+    with torch.autocast(device.type, torch.bfloat16), _PaddingAsGiven():
+        yield
+
+
+class _PaddingAsGiven(TorchFunctionMode):
+    """Padding keeps its dtype; autocast on a CPU takes it to float32, which costs two copies, a tenth of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Any function as it is, padding without autocast."""
+        with torch.autocast("cpu", enabled=False) if func is F.pad else nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 class frozen:

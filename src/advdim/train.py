@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from . import checkpoints, data, measure, penalties
+from . import checkpoints, data, measure, passes, penalties
 from .augment import crop_and_flip
 from .recipes import PAPER as PAPER
 from .recipes import DivergenceError as DivergenceError
@@ -157,8 +157,8 @@ def fit(
     with tqdm(total=steps, initial=done, unit="batch", disable=off, file=sys.stderr) as bar:
         try:
             while run.state.epoch < recipe.epochs and not _stalled(run):
-                with _layout(model, recipe) as layout:
-                    _train_epoch(run, layout, bar, save, checkpoint_every)
+                with _layout(model, recipe):
+                    _train_epoch(run, bar, save, checkpoint_every)
                 _end_epoch(run, evaluated, few, metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
@@ -170,7 +170,7 @@ def fit(
     return Result(run.state.history, run.state.best_epoch, run.state.epoch < recipe.epochs)
 
 
-def _train_epoch(run: _Run, layout: torch.memory_format, bar: Any, save: Callable[[], None], every: int | None) -> None:
+def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | None) -> None:
     """Train on what is left of the present epoch."""
     recipe, state, device = run.recipe, run.state, run.x.device
     if state.order is None or state.losses is None:
@@ -187,10 +187,10 @@ def _train_epoch(run: _Run, layout: torch.memory_format, bar: Any, save: Callabl
     for index in batches[state.batch :]:
         x, y = run.x[index], run.y[index]
         x = crop_and_flip(x, run.generator) if recipe.augment else x
-        x = _images(x, recipe, run.model).contiguous(memory_format=layout)
+        x = _images(x, recipe, run.model)
         run.optimiser.zero_grad()
         try:
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            with passes.bfloat16(device) if recipe.bf16 else nullcontext():
                 loss = objective(run.model, x, y, recipe.strength, run.generator)
         except ValueError as error:  # an attack refuses the NaN gradients of a network that has diverged
             with torch.no_grad():
@@ -286,13 +286,13 @@ def _some(pair: tuple[Tensor, Tensor], among: Tensor, n: int) -> tuple[Tensor, T
 
 
 @contextmanager
-def _layout(model: nn.Module, recipe: Recipe) -> Iterator[torch.memory_format]:
+def _layout(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Parameters in the layout in which this method's convolutions run fastest, meanwhile."""
     if recipe.method in DOUBLE or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        yield torch.contiguous_format
+        yield
         return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        yield torch.channels_last
+        yield
     finally:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

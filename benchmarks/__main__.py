@@ -1,0 +1,228 @@
+"""`python -m benchmarks`: advdim beside other libraries and a plain loop, in one run; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import advdim as ad
+
+from . import plain, rivals
+from .timing import Flops, Row, lines, side_by_side, synchronise
+
+EPS = 0.004  # of the paper's attacks, in pixel units per pixel
+STEPS = 10
+PARTS = ("attacks", "gradients", "training")
+METHODS = {
+    "4.1": ("none", "pgd-linf", "augment-linf", "gradient-l1", "gradient-l2"),
+    "4.2": ("none", "pgd-linf"),
+}
+BATCH = {"4.1": 128, "4.2": 32}  # the paper's
+LR = 0.01
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Time, and print the table."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--nets", nargs="+", choices=list(BATCH), default=list(BATCH), help="the paper's sections")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS["4.1"], help="of training (default: those with a target)"
+    )
+    parser.add_argument("--images", type=int, default=256, help="attacked and measured")
+    parser.add_argument("--train-images", type=int, default=1024, help="in an epoch of the 4.1 net; 4.2: half of them")
+    parser.add_argument("--warm-up", type=int, default=8000, help="images on which the attacked nets are trained first")
+    parser.add_argument("--repeats", type=int, default=5, help="of each timing; three fifths of them for training")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images for the plain loop")
+    parser.add_argument("--float32", action="store_true", help="train without bfloat16 on our side, too")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    options = parser.parse_args(arguments)
+    if options.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # for all contestants
+    print(header(options), flush=True)
+    if gone := rivals.missing():
+        print(f"left out, cannot be imported: {', '.join(gone)} (make bench installs them)", flush=True)
+    x, y, source = images(options.warm_up + options.train_images + options.images)
+    print(f"images: {source}", flush=True)
+    rows: list[Row] = []
+    for row in run(options, x, y):
+        rows.append(row)
+        print(lines([row])[1], flush=True)
+    print("", *lines(rows), "", sep="\n")
+
+
+def run(options: argparse.Namespace, x: Tensor, y: Tensor) -> Iterator[Row]:
+    """The comparisons asked for, on uint8 images x [N, 3, 32, 32] and labels y [N]."""
+    warm, train, attacked = torch.split(torch.arange(len(x)), [options.warm_up, options.train_images, options.images])
+    for section in options.nets:
+        fresh = network(section, x).to(options.device)
+        wanted = options.parts or PARTS
+        if set(wanted) & {"attacks", "gradients"}:
+            net = copy.deepcopy(fresh)
+            recipe = ad.train.Recipe(epochs=1, batch_size=BATCH[section], lr=0.05, bf16=not options.float32)
+            ad.train.fit(net, x[warm], y[warm], recipe, progress=False, eval_images=1)
+            ad.models.calibrate_batch_norm(net, (x[warm[:256]] / 255).to(options.device))  # the running ones lag behind
+            clean, labels = (x[attacked] / 255).to(options.device), y[attacked].to(options.device)
+        if "attacks" in wanted:
+            yield from attacks(section, net, clean, labels, options)
+        if "gradients" in wanted:
+            yield from gradients(section, net, clean, labels, options)
+        if "training" in wanted:
+            part = train[: options.train_images // (1 if section == "4.1" else 2)]
+            yield from training(section, fresh, (x[part], y[part]), (x[attacked], y[attacked]), options)
+
+
+def attacks(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+    """One step, PGD and DeepFool, clipped to [0, 1] as the other libraries clip."""
+    sizes = {"linf": (math.inf, EPS), "l2": (2.0, ad.norms.threshold(EPS, 2, x[0].numel()))}
+    adapters = {"Foolbox": rivals.foolbox, "ART": rivals.art, "torchattacks": rivals.torchattacks}
+    absent = rivals.missing()
+    for kind, norms in (("one step", ("linf", "l2")), ("PGD", ("linf", "l2")), ("DeepFool", ("l2",))):
+        for norm in norms:
+            p, eps = sizes[norm]
+            ours: Callable[[], Tensor] = {
+                "one step": lambda p=p, eps=eps: ad.attacks.one_step(net, x, y, p=p, eps=eps, clip=True),
+                "PGD": lambda p=p, eps=eps: ad.attacks.pgd(net, x, y, p=p, eps=eps, steps=STEPS, clip=True),
+                "DeepFool": lambda p=p: ad.attacks.deepfool(net, x, y, p=p, clip=True),
+            }[kind]
+            names = [n for n in adapters if n not in absent and (kind == "PGD" or n == "Foolbox")]
+            steps = 50 if kind == "DeepFool" else STEPS
+            theirs = {name: adapters[name](copy.deepcopy(net), kind, p, eps, steps) for name in names}
+            contestants = {"": ours} | {name: (lambda a=attack: a(x, y)) for name, attack in theirs.items()}
+            seconds = side_by_side(contestants, options.repeats, options.device)
+            for name, attack in theirs.items():
+                work = f"{success(net, x, y, ours())} | {success(net, x, y, attack(x, y))}"
+                yield Row(section, f"{kind} {norm}", name, seconds[""], seconds[name], work)
+
+
+def success(net: ad.models.Net, x: Tensor, y: Tensor, attacked: Tensor) -> str:
+    """Share of images classified wrong, and the median l_2 norm of what was added to those that were right."""
+    right = ad.measure.outputs(net, x).argmax(1) == y
+    wrong = ad.measure.outputs(net, attacked).argmax(1) != y
+    added = (attacked - x)[right].flatten(1).norm(dim=1)
+    return f"wrong {100 * float(wrong.double().mean()):.1f}%, l2 {float(added.median()):.3f}"
+
+
+def gradients(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+    """Norms of the input gradients, q = 1 and 2."""
+    ways = {
+        "": lambda: ad.measure.gradient_norms(net, x, y),
+        "one by one": lambda: rivals.norms_one_by_one(net, x, y),
+        "vmap(grad)": lambda: rivals.norms_by_vmap(net, x, y),
+    }
+    seconds = side_by_side(ways, options.repeats, options.device)
+    means = {name: f"mean l1 {float(way()[1].mean()):.4f}" for name, way in ways.items()}
+    for name in ("one by one", "vmap(grad)"):
+        yield Row(section, "gradient norms", name, seconds[""], seconds[name], f"{means['']} | {means[name]}")
+
+
+def training(
+    section: str,
+    fresh: ad.models.Net,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    options: argparse.Namespace,
+) -> Iterator[Row]:
+    """One epoch from the same weights, with the loss and the accuracy reached on the same images."""
+    x, y = train
+    recipe = ad.train.Recipe(epochs=1, batch_size=BATCH[section], lr=LR, augment=True, bf16=not options.float32)
+    for method in options.methods or METHODS[section]:
+        strength = 0.0 if method == "none" else EPS
+        trained = {}
+
+        def ours(method: str = method, strength: float = strength, trained: dict[str, ad.models.Net] = trained) -> None:
+            net = trained["ours"] = copy.deepcopy(fresh)
+            fitted = replace(recipe, method=method, strength=strength)
+            ad.train.fit(net, x, y, fitted, progress=False, eval_images=max(1, len(x) // 50))
+
+        def theirs(
+            method: str = method, strength: float = strength, trained: dict[str, ad.models.Net] = trained
+        ) -> None:
+            net = trained["theirs"] = copy.deepcopy(fresh)
+            asked = {"method": method, "strength": strength, "lr": LR, "workers": options.workers}
+            plain.train(net, x, y, batch_size=BATCH[section], **asked)
+
+        repeats = max(1, 3 * options.repeats // 5)
+        seconds = side_by_side({"": ours, "plain loop": theirs}, repeats, options.device)
+        work = " | ".join(reached(trained[who], *train, *test) for who in ("ours", "theirs"))
+        with Flops() as counted:
+            ours()
+        work += f" ({100 * share(counted.total / min(seconds['']), options.device):.0f}% of bf16 roofline)"
+        yield Row(section, f"train {method}", "plain loop", seconds[""], seconds["plain loop"], work)
+
+
+def reached(net: ad.models.Net, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> str:
+    """Loss on the images trained on, and accuracy on others."""
+    device = next(net.parameters()).device
+    x, y, x_test, y_test = (t.to(device) for t in (x / 255, y, x_test / 255, y_test))
+    loss = float(F.cross_entropy(ad.measure.outputs(net, x), y))
+    right = (ad.measure.outputs(net, x_test).argmax(1) == y_test).double()
+    return f"loss {loss:.2f}, accuracy {100 * float(right.mean()):.0f}%"
+
+
+def share(rate: float, device: torch.device) -> float:
+    """Floating-point operations per second, over those of a large bfloat16 matrix product on the same device."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, dtype=torch.bfloat16, device=device)
+    best = math.inf
+    for _ in range(5):
+        synchronise(device)
+        start = time.perf_counter()
+        a @ a
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return rate / (2 * n**3 / best)
+
+
+def network(section: str, x: Tensor) -> ad.models.Net:
+    """The paper's net of a section, for images x [N, 3, 32, 32], its batch-norms calibrated on some."""
+    build = {"init": "he_unit", "batch_norm": True}
+    if section == "4.1":
+        net = ad.models.build("conv_strided", (3, 32, 32), normalise="batch", **build)
+    else:
+        pixels = x.transpose(0, 1).flatten(1) / 255
+        net = ad.models.build("conv_dilated", (3, 32, 32), normalise=(pixels.mean(1), pixels.std(1)), **build)
+    ad.models.calibrate_batch_norm(net, x[:64] / 255)
+    return net
+
+
+def images(n: int) -> tuple[Tensor, Tensor, str]:
+    """Images [n, 3, 32, 32], uint8, and labels: CIFAR-10 from the data root, or else the digits, enlarged."""
+    for name in ("cifar10", "cifar10-jpeg"):
+        try:
+            x, y = ad.data.load(name, "train", n=n)
+        except (OSError, ValueError):  # not in the data root
+            continue
+        return (x * 255).round().to(torch.uint8), y, name
+    x, y = ad.data.load("digits", "train", size=32, resize="bilinear")
+    again = torch.arange(n) % len(x)
+    return (x[again] * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous(), y[again], "digits, 32 px, grey"
+
+
+def header(options: argparse.Namespace) -> str:
+    """What the timings depend on."""
+    device = options.device
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    allocator = ", ".join(
+        f"{name}={os.environ.get(name, 'unset')}" for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    )
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{where}; {versions}; {torch.get_num_threads()} threads; {allocator}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

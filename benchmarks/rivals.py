@@ -1,0 +1,93 @@
+"""The same measurements by other libraries, each behind a function of (x, y) or of nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+#: Libraries by the name of their module.
+LIBRARIES = {"Foolbox": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
+
+
+def missing() -> list[str]:
+    """The libraries that cannot be imported."""
+    return [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
+
+
+def foolbox(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> Attack:
+    """Foolbox's attack, without the pass by which its front counts successes."""
+    import foolbox as fb
+
+    wrapped = fb.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
+    linf = p == math.inf
+    if kind == "DeepFool":
+        deepfool = fb.attacks.LinfDeepFoolAttack if linf else fb.attacks.L2DeepFoolAttack
+        attack = deepfool(steps=steps, candidates=10, overshoot=0.02)
+        return lambda x, y: attack.run(wrapped, x, fb.criteria.Misclassification(y))
+    if kind == "PGD":
+        pgd = fb.attacks.LinfPGD if linf else fb.attacks.L2PGD
+        attack = pgd(abs_stepsize=eps / (0.75 * steps), steps=steps, random_start=False)
+    else:
+        attack = fb.attacks.LinfFastGradientAttack() if linf else fb.attacks.L2FastGradientAttack()
+    return lambda x, y: attack.run(wrapped, x, fb.criteria.Misclassification(y), epsilon=eps)
+
+
+def art(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> Attack:
+    """The Adversarial Robustness Toolbox's PGD, from and to tensors."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    assert kind == "PGD", kind
+    shape: tuple[int, ...] = model.image_shape  # type: ignore[assignment]  # advdim's networks know it
+    device = "gpu" if next(model.parameters()).is_cuda else "cpu"
+    wrapped = PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        shape,
+        int(model.classes),
+        clip_values=(0, 1),
+        device_type=device,  # type: ignore[arg-type]
+    )
+    attack = ProjectedGradientDescentPyTorch(
+        wrapped, norm=p, eps=eps, eps_step=eps / (0.75 * steps), max_iter=steps, batch_size=10**6, verbose=False
+    )
+    return lambda x, y: torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+
+
+def torchattacks(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> Attack:
+    """The PGD of torchattacks."""
+    import torchattacks as ta
+
+    assert kind == "PGD", kind
+    pgd = ta.PGD if p == math.inf else ta.PGDL2
+    attack: Attack = pgd(model, eps=eps, alpha=eps / (0.75 * steps), steps=steps, random_start=False)
+    return attack
+
+
+def norms_one_by_one(model: nn.Module, x: Tensor, y: Tensor) -> dict[int, Tensor]:
+    """Norms of the input gradients, image after image."""
+    found: dict[int, list[Tensor]] = {1: [], 2: []}
+    for image, label in zip(x, y, strict=True):
+        leaf = image[None].clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(leaf), label[None]), leaf)
+        for q, values in found.items():
+            values.append(g.norm(q))
+    return {q: torch.stack(values) for q, values in found.items()}
+
+
+def norms_by_vmap(model: nn.Module, x: Tensor, y: Tensor) -> dict[int, Tensor]:
+    """Norms of the input gradients, by the per-example gradients of torch.func."""
+    state = {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+    def loss(image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, state, (image[None],)), label[None])
+
+    g = torch.func.vmap(torch.func.grad(loss))(x, y).flatten(1)
+    return {q: g.norm(q, dim=1) for q in (1, 2)}
