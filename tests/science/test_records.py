@@ -13,10 +13,11 @@ import torch
 import advdim as ad
 from advdim import experiments, folders
 from advdim.experiments import grids, point, spec
-from advdim.experiments.spec import AtInitialisation, Images, Network
+from advdim.experiments.spec import AtInitialisation, Network
 
 FOLDER = Path(experiments.__file__).parent / "recorded"
 RECORDS = sorted(file.stem for file in FOLDER.glob("*.jsonl"))
+INITIAL = [name for name in RECORDS if name.startswith("initialisation-")]
 METRICS = {"l1", "l2", "linf", "support", "walk_l1", "walk_l2", "damage_0.0001", "damage_0.004"}
 
 
@@ -37,8 +38,8 @@ def fits(s):
 
 def chosen(choice, at_least):
     """(record, network) pairs to test, refusing a choice that silently finds none."""
-    found = [(name, s) for name in RECORDS for s in series(name) if choice(s)]
-    assert len(found) >= at_least * len(RECORDS), f"only {len(found)} networks"
+    found = [(name, s) for name in INITIAL for s in series(name) if choice(s)]
+    assert len(found) >= at_least * len(INITIAL), f"only {len(found)} networks"
     return [pytest.param(s, id=f"{name}: {s.resize}, {s.network}") for name, s in found]
 
 
@@ -64,32 +65,54 @@ def ties(s):
     return s.network.name == "conv_dilated" and s.resize == "copy" and grids.has_maxima(s.network)
 
 
+def grid_of(name):
+    """The points of a record's grid, by key."""
+    header, _ = recorded(name)
+    options = shlex.split(header["command"])[3:]
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert set(given) == {"--data", "--scale"}
+    assert given["--scale"] == header["scale"]
+    assert name == f"{header['experiment']}-{given['--data']}"
+    return {spec.key(s): s for s in grids.GRIDS[header["experiment"]](given["--scale"], given["--data"])}
+
+
+def numbers(value):
+    """All numbers in nested dictionaries and lists."""
+    if isinstance(value, dict | list):
+        return [n for v in (value.values() if isinstance(value, dict) else value) for n in numbers(v)]
+    return [value]
+
+
 def test_there_are_records():
-    assert RECORDS
+    assert INITIAL
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_points_are_those_of_the_grid(name):
     header, points = recorded(name)
-    words = shlex.split(header["command"])
-    assert words[:3] == ["advdim", "run", header["experiment"]]
-    options = dict(zip(words[3::2], words[4::2], strict=True))
-    assert set(options) == {"--data", "--scale"}
-    assert options["--scale"] == header["scale"] == "paper"
-    assert name == f"{header['experiment']}-{options['--data']}"
-    grid = [spec.as_dict(p) for p in grids.GRIDS[header["experiment"]](options["--scale"], options["--data"])]
-    by_key = sorted(grid, key=spec.key_of)
-    assert sorted((p["spec"] for p in points), key=spec.key_of) == by_key
+    assert shlex.split(header["command"])[:3] == ["advdim", "run", header["experiment"]]
+    assert {spec.key_of(p["spec"]): p["spec"] for p in points} == {k: spec.as_dict(s) for k, s in grid_of(name).items()}
+    assert len(points) == len(grid_of(name))
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_numbers_are_complete_and_finite(name):
-    for p in recorded(name)[1]:
+    points = recorded(name)[1]
+    for p in points:
         assert p["status"] == "done"
+        assert set(p["metrics"]) == set(points[0]["metrics"])
+        assert all(math.isfinite(n) for n in numbers(p["metrics"])), p["spec"]
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_at_initialisation_there_is_a_number_per_seed(name):
+    header, points = recorded(name)
+    assert header["scale"] == "paper"
+    for p in points:
         assert set(p["metrics"]) == METRICS
         for metric, values in p["metrics"].items():
             assert len(values) == p["spec"]["seeds"]
-            assert all(math.isfinite(v) and v > 0 for v in values), (metric, p["spec"])
+            assert min(values) > 0, (metric, p["spec"])
         assert max(p["metrics"]["support"]) <= 1
         assert len(set(p["metrics"]["l1"])) == p["spec"]["seeds"]
 
@@ -110,7 +133,7 @@ def test_the_provenance_is_complete(name):
             assert folders.KNOWN[archive] == checksum
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", INITIAL)
 def test_holders_inequality_and_the_damage(name):
     """Norms of one gradient, and a one-step attack of eps = 1e-4 does the damage that the l_1 norm says.
 
@@ -159,24 +182,37 @@ def test_maxima_tie_on_copied_pixels(s):
 
 
 def test_ties_are_on_record():
-    assert any(ties(s) for name in RECORDS for s in series(name))
+    assert any(ties(s) for name in INITIAL for s in series(name))
+
+
+def kind(s):
+    """What the re-measured points of a record differ in."""
+    return s.network.name if isinstance(s, AtInitialisation) else (s.network, s.recipe.method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["mlp", "conv_strided", "conv_dilated"])
+@pytest.mark.parametrize("choice", range(3))
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_recorded_point_is_measured_again(name, network):
-    """The cheapest point of each architecture, in float32, whatever the number of threads."""
-    points = [p for p in recorded(name)[1] if p["spec"]["network"]["name"] == network]
-    p = min(points, key=lambda p: p["provenance"]["seconds"])
-    images = Images(**p["spec"]["images"])
+def test_a_recorded_point_is_measured_again(name, choice):
+    """The cheapest points of three kinds, in float32.
+
+    At initialisation the norms agree to 1e-3 on every machine. A training run repeats bit for bit only on the same
+    processor and versions; elsewhere rounding grows to another of the networks that it might as well have ended at:
+    accuracies agree within 0.05, and mean norms of gradients within 20 per cent.
+    """
+    grid, cheapest = grid_of(name), {}
+    for p in sorted(recorded(name)[1], key=lambda p: p["provenance"]["seconds"]):
+        cheapest.setdefault(kind(grid[spec.key_of(p["spec"])]), p)
+    p = list(cheapest.values())[choice]
+    s = grid[spec.key_of(p["spec"])]
     try:
-        checksum = ad.data.checksum(images.data)
+        checksum = ad.data.checksum(s.images.data)
     except folders.MissingDataError as error:
         pytest.skip(str(error))
     assert checksum == p["data"]
-    s = AtInitialisation(images, Network(**p["spec"]["network"]), p["spec"]["seeds"], tuple(p["spec"]["eps"]))
-    assert spec.key(s) == spec.key_of(p["spec"])
     found = point.run(s, torch.device("cpu"))
+    trained = not isinstance(s, AtInitialisation)
     for metric in ("l1", "l2"):
-        assert found[metric] == pytest.approx(p["metrics"][metric], rel=1e-3), metric
+        assert found[metric] == pytest.approx(p["metrics"][metric], rel=0.2 if trained else 1e-3), metric
+    for metric in [name for name in found if trained and name.endswith("accuracy")]:
+        assert found[metric] == pytest.approx(p["metrics"][metric], abs=0.05), metric
