@@ -18,9 +18,9 @@ def auto_attack(
 ) -> Tensor:
     r"""AutoAttack, standard version (Croce and Hein, 2020; for p = 1, 2021): four attacks without parameters to tune.
 
-    They run in turn, each on the images that those before it left: APGD on the cross-entropy, then targeted at up to
-    nine other classes (five for p = 1), FAB targeted likewise, and Square, which takes no gradients and 5000 queries.
-    All of them clip to [0, 1] and compute in float32. This wants ``pip install 'advdim[autoattack]'``.
+    They run in turn, each on the images that those before it left: APGD on the cross-entropy; APGD targeted at nine
+    other classes (five for p = 1); FAB, targeted at nine; and Square, which takes 5000 queries and no gradients. All of
+    them clip to [0, 1] and compute in float32. This wants ``pip install 'advdim[autoattack]'``.
 
     Args:
         model: maps [N, C, H, W] to [N, K] logits (not probabilities), K at least 4.
@@ -58,9 +58,6 @@ def auto_attack(
     with passes.frozen(model) as net:
 
         def forward(images: Tensor) -> Tensor:
-            if images.requires_grad:
-                # The library takes views of the gradients.
-                images.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
             return passes.forward(net, images.to(x.dtype)).float()
 
         with torch.no_grad():
