@@ -208,7 +208,7 @@ def test_keys_of_training_points():
 
 
 @pytest.mark.parametrize("data", ["cifar10", "digits"])
-@pytest.mark.parametrize(("scale", "strengths", "seeds"), [("quick", 3, 2), ("medium", 5, 3), ("paper", 6, 3)])
+@pytest.mark.parametrize(("scale", "strengths", "seeds"), [("quick", 3, 2), ("medium", 5, 2), ("paper", 6, 3)])
 def test_the_grid_of_4_1(scale, strengths, seeds, data):
     points = grids.GRIDS["4.1"](scale, data)
     assert len({spec.key(p) for p in points}) == len(points) == (6 * strengths + 1) * seeds
