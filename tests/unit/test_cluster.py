@@ -26,8 +26,9 @@ def address():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.path.dirname(fakes.__file__))  # the workers', who import the fakes
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=1)
+        node = {"num_cpus": 1, "object_store_memory": 10**8}
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        cluster.add_node(**node)
         yield cluster.address
         cluster.shutdown()
 

@@ -46,7 +46,10 @@ def ray_cluster(
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise ConnectionError(f"there is no Ray cluster at {address}: {error}") from error
-    own = {} if address else {"num_cpus": (jobs or cores() // threads or 1) * threads, "include_dashboard": False}
+    own: dict[str, Any] = {}
+    if not address:
+        own = {"num_cpus": (jobs or cores() // threads or 1) * threads, "include_dashboard": False}
+        own["object_store_memory"] = 10**8  # bytes: what travels is small
     ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     try:
 
