@@ -137,8 +137,10 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from .allocator import keep_memory
     from .experiments.engine import run
 
+    keep_memory()  # of this process; worker processes are started with it
     if arguments.engine != "ray" and (arguments.address or arguments.gpus):
         arguments.misuse("--address and --gpus go with --engine ray")
     if arguments.engine == "serial" and arguments.jobs:
