@@ -17,7 +17,7 @@ square = pytest.importorskip("pyautoattack.square", reason="needs the extra auto
 
 INF = math.inf
 # Attacks after which some of the images are still classified right, and some are not.
-EPS = {1: 1.5, 2: 0.5, INF: 0.08}
+EPS = {1: 1.5, 2: 0.5, INF: 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_it_fools_whatever_pgd_fools_and_more(p):
     assert not (left & ~by_pgd).any()
 
     sizes = norms.norm((attacked - x).double(), p)
-    assert (sizes <= EPS[p] * (1 + 1e-6)).all()
+    assert (sizes <= EPS[p] * (1 + (1e-7 if p == INF else 1e-6))).all()
     assert sizes.max() > 0.99 * EPS[p]
     assert (attacked >= 0).all()
     assert (attacked <= 1).all()
