@@ -209,7 +209,7 @@ def points(tmp_path):
     return tmp_path / "initialisation"
 
 
-ENGINES = {"serial": ["--engine", "serial"], "processes": ["--engine", "processes", "--jobs", "2"]}
+ENGINES = {"serial": ["--engine", "serial"], "processes": ["--engine", "processes", "--jobs", "3"]}  # one idle
 
 
 @pytest.mark.parametrize(
@@ -249,10 +249,12 @@ def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name,
 
 def test_two_runners_share_the_points(points):
     plan(points, w8=["wait"], w9=["wait"])
-    with runner(points) as one, runner(points, *ENGINES["processes"]) as two:
-        eventually(lambda: len(log(points)) >= 4)  # two wait, and the third is done
-        (points / "go").touch()
-        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+    with runner(points) as one:
+        eventually(lambda: log(points))
+        with runner(points, *ENGINES["processes"]) as two:
+            eventually(lambda: states(points)[2] == "done")
+            (points / "go").touch()
+            outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outputs
     assert sorted(log(points)) == sorted((f"w{w}", what) for w in (8, 9, 10) for what in ("begun", "done"))
     for output in outputs:
