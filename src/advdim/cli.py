@@ -137,10 +137,8 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .allocator import keep_memory
     from .experiments.engine import run
 
-    keep_memory()  # of this process; worker processes are started with it
     if arguments.engine != "ray" and (arguments.address or arguments.gpus):
         arguments.misuse("--address and --gpus go with --engine ray")
     if arguments.engine == "serial" and arguments.jobs:
@@ -181,7 +179,7 @@ def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
         return workers.serial(), where
     devices = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
     room = (workers.cores() // threads or 1) if where.type == "cpu" else devices or 1
-    return workers.processes(jobs or room, threads=threads, gpus=devices), where
+    return workers.processes(jobs or room, gpus=devices), where
 
 
 def _device(name: str | None) -> Any:

@@ -166,10 +166,9 @@ def test_misuse_is_status_2(arguments, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "jobs", "threads"),
-    [([], 6, 1), (["--threads", "2"], 3, 2), (["--jobs", "2"], 2, 1), (["--threads", "9"], 1, 9)],
+    ("options", "jobs"), [([], 6), (["--threads", "2"], 3), (["--jobs", "2"], 2), (["--threads", "9"], 1)]
 )
-def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, options, jobs, threads):
+def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, options, jobs):
     asked = []
 
     def processes(*positional, **named):
@@ -179,7 +178,7 @@ def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, opti
     monkeypatch.setattr(workers, "cores", lambda: 6)
     monkeypatch.setattr(workers, "processes", processes)
     assert main(["run", "initialisation", "--device", "cpu", "--engine", "processes", *options]) == 0
-    assert asked == [(jobs, {"threads": threads, "gpus": 0})]
+    assert asked == [(jobs, {"gpus": 0})]
 
 
 def test_a_damaged_file_is_one_line_that_names_it(elsewhere, capsys):

@@ -14,6 +14,7 @@ import torch
 from tiny import THREE, TINY
 
 import advdim as ad
+from advdim import allocator
 from advdim.experiments import claims, engine, point, spec, store
 from advdim.experiments.spec import Images
 from advdim.folders import MissingDataError
@@ -68,6 +69,13 @@ def test_all_points_may_fail(tmp_path, measured):
     measured.fail = {w: ValueError(f"l1 = nan, {w}") for w in (8, 9, 10)}
     assert run(tmp_path) == 3
     assert states(tmp_path) == ["failed"] * 3
+
+
+def test_whoever_measures_keeps_memory(tmp_path, measured, monkeypatch):
+    kept = []
+    monkeypatch.setattr(allocator, "keep_memory", lambda: kept.append(len(measured)))
+    assert run(tmp_path) == 0
+    assert kept == [0, 1, 2]
 
 
 def test_provenance_is_complete(tmp_path):

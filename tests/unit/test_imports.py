@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiments.workers": set(),
     "experiments.cluster": {"experiments.workers"},
     "experiments.engine": {
+        "allocator",
         "data",
         "experiments.claims",
         "experiments.point",

@@ -60,15 +60,6 @@ def test_the_number_of_threads_is_as_asked_for(tmp_path, pool):
     assert store.load(tmp_path, KEYS[0])["provenance"]["device"].endswith(f", {before + 1} threads")
 
 
-def test_processes_keep_memory_and_what_is_set_already(monkeypatch):
-    first, second = workers.ALLOCATOR
-    monkeypatch.delenv(first, raising=False)
-    monkeypatch.setenv(second, "7")
-    with workers.processes(1) as pool:
-        assert [pool.submit(os.getenv, name).result() for name in (first, second)] == [workers.ALLOCATOR[first], "7"]
-    assert [os.getenv(name) for name in (first, second)] == [None, "7"]
-
-
 def test_a_killed_worker_is_replaced_and_its_point_resumed(faked, capsys):
     plan(faked, w9=["die"])
     assert run(faked) == 0

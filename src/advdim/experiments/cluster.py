@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from .workers import ALLOCATOR, Workers, cores
+from .workers import Workers, cores
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def ray_cluster(
 
         def submit(function: Callable[[Any], Any], argument: Any) -> Future[Any]:
             # Tried again by the engine, which counts: Ray's own retries have no end where memory is short.
-            options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0, "runtime_env": {"env_vars": ALLOCATOR}}
+            options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": 0}
             future: Future[Any] = Future()
             ray.remote(**options)(function).remote(argument).future().add_done_callback(partial(_pass_on, to=future))
             return future

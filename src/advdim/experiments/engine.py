@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from .. import data, folders
+from .. import allocator, data, folders
 from . import claims, point, store
 from .spec import Spec, as_dict, key
 from .workers import Workers, serial
@@ -61,7 +61,8 @@ def run(
         command: the command that re-makes the points, for their provenance.
         root: the data folder, see :func:`advdim.data.root`.
         threads: threads of the CPU per point.
-        engine: what computes, see :mod:`advdim.experiments.workers`; by default this process, one after the other.
+        engine: what computes, see :mod:`advdim.experiments.workers`; by default this process, one after the other,
+            which then keeps its memory (:func:`advdim.allocator.keep_memory`).
 
     Returns:
         The number of points that failed.
@@ -150,6 +151,7 @@ def _measure(job: Job) -> store.Record | Exception:
     record: store.Record = {"spec": as_dict(job.spec)}
     device, threads = torch.device(job.device), torch.get_num_threads()
     torch.set_num_threads(job.threads)
+    allocator.keep_memory()
     try:
         where = provenance(device)
         start = time.perf_counter()

@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 
-#: Of glibc: large blocks are kept and used again, rather than given back and cleared at every step of training.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-
 
 @dataclass(frozen=True)
 class Workers:
@@ -52,7 +49,7 @@ def serial() -> Iterator[Workers]:
 
 
 @contextmanager
-def processes(jobs: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Workers]:
+def processes(jobs: int, *, gpus: int = 0) -> Iterator[Workers]:
     """Calls in processes of this machine.
 
     They are single-process pools, so that one killed process takes no other call with it. Each process ends itself
@@ -60,7 +57,6 @@ def processes(jobs: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Workers
 
     Args:
         jobs: number of processes.
-        threads: threads of each for linear algebra.
         gpus: number of CUDA devices, which the processes take in turn; 0 if they compute elsewhere.
     """
     context = get_context("spawn")  # a forked process has no CUDA, and inherits locked locks
@@ -87,18 +83,17 @@ def processes(jobs: int, *, threads: int = 1, gpus: int = 0) -> Iterator[Workers
 
     for i in range(jobs):
         idle.put(i)
-    with _environment({**ALLOCATOR, "OMP_NUM_THREADS": str(threads)}):
-        try:
-            yield Workers(submit, lambda: jobs)
-        except BaseException:
-            for pipe in pipes.values():
-                pipe.close()
-            raise
-        finally:
-            for pool in pools.values():
-                pool.shutdown(cancel_futures=True)
-            for pipe in pipes.values():
-                pipe.close()
+    try:
+        yield Workers(submit, lambda: jobs)
+    except BaseException:
+        for pipe in pipes.values():
+            pipe.close()
+        raise
+    finally:
+        for pool in pools.values():
+            pool.shutdown(cancel_futures=True)
+        for pipe in pipes.values():
+            pipe.close()
 
 
 def _begin(pipe: Connection, gpu: int | None) -> None:
@@ -114,18 +109,6 @@ def _begin(pipe: Connection, gpu: int | None) -> None:
     threading.Thread(target=end_with_the_runner, daemon=True).start()
     if gpu is not None:
         torch.cuda.set_device(gpu)
-
-
-@contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """The environment of the processes that start within: what is set already counts for more."""
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def cores() -> int:
