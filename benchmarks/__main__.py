@@ -122,7 +122,7 @@ def gradients(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: a
         "vmap(grad)": lambda: rivals.norms_by_vmap(net, x, y),
     }
     seconds = side_by_side(ways, options.repeats, options.device)
-    means = {name: f"mean l1 {float(way()[1].mean()):.4f}" for name, way in ways.items()}
+    means = {name: f"mean l1 {float(way()[1].mean()):.4g}" for name, way in ways.items()}
     for name in ("one by one", "vmap(grad)"):
         yield Row(section, "gradient norms", name, seconds[""], seconds[name], f"{means['']} | {means[name]}")
 
