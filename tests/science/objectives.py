@@ -35,7 +35,4 @@ EVERY = {name: penalties.objective(name) for name in penalties.METHODS if name !
     "augment-l1": lambda m, x, y, s, _: penalties.one_step_augmentation(m, x, y, strength=s, p=1),
     "pgd-l1": lambda m, x, y, s, g: penalties.pgd_training(m, x, y, strength=s, p=1, generator=g),
     "pgd-l2": lambda m, x, y, s, g: penalties.pgd_training(m, x, y, strength=s, p=2, generator=g),
-    "random-sign": lambda m, x, y, s, g: penalties.cross_lipschitz(
-        m, x, y, strength=s, estimator="random-sign", generator=g
-    ),
 }

@@ -178,7 +178,15 @@ def test_pgd_training_starts_at_random_within_the_ball_and_steps_as_the_paper_do
 
 @pytest.mark.parametrize(
     "name",
-    ["gradient-l1", "gradient-l1.5", "gradient-l2", "augment-linf", "pgd-linf", "cross-lipschitz", "random-sign"],
+    [
+        "gradient-l1",
+        "gradient-l1.5",
+        "gradient-l2",
+        "augment-linf",
+        "pgd-linf",
+        "cross-lipschitz",
+        "cross-lipschitz-random",
+    ],
 )
 @pytest.mark.parametrize("training", [False, True], ids=["smooth", "batch-norm"])
 def test_gradients_are_those_of_the_objective(name, training):
@@ -242,7 +250,7 @@ def test_the_mean_over_all_signs_is_exact(monkeypatch, classes):
     for pattern in itertools.product((-1.0, 1.0), repeat=classes):
         signs = torch.tensor(pattern, dtype=torch.float64)
         monkeypatch.setattr(penalties, "_signs", lambda outputs, _, signs=signs: signs.expand_as(outputs))
-        found.append(EVERY["random-sign"](net, x, y, STRENGTH, seeded()))
+        found.append(EVERY["cross-lipschitz-random"](net, x, y, STRENGTH, seeded()))
     exact = penalties.cross_lipschitz(net, x, y, strength=STRENGTH)
     mean = torch.stack(found).mean()
     torch.testing.assert_close(mean, exact, rtol=1e-12, atol=0)

@@ -22,6 +22,7 @@ from advdim import models, norms, passes, penalties
         ("augment-l2", penalties.one_step_augmentation, {"p": 2}),
         ("pgd-linf", penalties.pgd_training, {"p": INF, "steps": 7, "random_start": True, "generator": seeded}),
         ("cross-lipschitz", penalties.cross_lipschitz, {"estimator": "exact"}),
+        ("cross-lipschitz-random", penalties.cross_lipschitz, {"estimator": "random-sign", "generator": seeded}),
     ],
 )
 def test_methods_are_what_their_names_say(name, objective, options):
@@ -31,7 +32,7 @@ def test_methods_are_what_their_names_say(name, objective, options):
     assert penalties.objective(name)(net, x, y, 0.1, seeded()).item() == expected
     others = [penalties.objective(m)(net, x, y, 0.1, seeded()).item() for m in EVERY if m in penalties.METHODS]
     assert sum(value == expected for value in others) == 1
-    assert len(others) == 6
+    assert len(others) == 7
 
 
 @pytest.mark.parametrize("name", ["none", *EVERY])
@@ -54,7 +55,7 @@ def test_randomness_comes_from_the_generator_alone(name):
         values.append(EVERY[name](net, x, y, 0.1, seeded(7)).item())
         assert torch.equal(torch.get_rng_state(), state)
     assert values[0] == values[1]
-    draws = name.startswith(("pgd-l", "random"))
+    draws = name.startswith("pgd-l") or name.endswith("random")
     assert (EVERY[name](net, x, y, 0.1, seeded(8)).item() != values[0]) == draws
 
 
@@ -84,7 +85,14 @@ def test_the_model_is_left_as_found(name, training):
     assert all(module.training == training for module in net.modules())
 
 
-PASSES = {"gradient-l1": 1, "augment-linf": 2, "augment-l2": 2, "pgd-linf": 8, "cross-lipschitz": 1, "random-sign": 1}
+PASSES = {
+    "gradient-l1": 1,
+    "augment-linf": 2,
+    "augment-l2": 2,
+    "pgd-linf": 8,
+    "cross-lipschitz": 1,
+    "cross-lipschitz-random": 1,
+}
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -80,8 +80,8 @@ class AfterTraining:
         by_epoch: number of training and of test images measured after every epoch.
         eps: size of the attacks, as that of the l_inf attack, in pixel units.
         experiment: the experiment's name.
-        attacks: names of the attacks on the trained network, of :mod:`advdim.experiments.after_training`; None takes
-            all of them.
+        attacks: names of the attacks on the trained network, as :func:`advdim.experiments.after_training.run` has them;
+            None takes all.
     """
 
     images: Images

@@ -25,7 +25,7 @@ class Series:
         network: the network.
         sizes: [S], side of the images in pixels, increasing.
         d: [S], input dimension.
-        metrics: name to [S, seeds], see :func:`advdim.experiments.point.run`.
+        metrics: name to [S, seeds], see :func:`advdim.experiments.point.at_initialisation`.
     """
 
     data: str
