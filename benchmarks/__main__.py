@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=128, help="attacked and measured")
     parser.add_argument("--train-images", type=int, default=1024, help="in an epoch of the 4.1 net; 4.2: half of them")
     parser.add_argument("--warm-up", type=int, default=8000, help="images on which the attacked nets are trained first")
-    parser.add_argument("--repeats", type=int, default=5, help="of each timing; three fifths of them for training")
+    parser.add_argument("--repeats", type=int, default=5, help="of each timing; at most 3 of training")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images for the plain loop")
     parser.add_argument("--float32", action="store_true", help="train without bfloat16 on our side, too")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
@@ -86,7 +87,17 @@ def run(options: argparse.Namespace, x: Tensor, y: Tensor) -> Iterator[Row]:
 def attacks(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """One step, PGD and DeepFool, clipped to [0, 1] as the other libraries clip."""
     sizes = {"linf": (math.inf, EPS), "l2": (2.0, ad.norms.threshold(EPS, 2, x[0].numel()))}
-    adapters = {"Foolbox": rivals.foolbox, "ART": rivals.art, "torchattacks": rivals.torchattacks}
+    adapters = {
+        "Foolbox": rivals.foolbox,
+        "Foolbox bare": partial(rivals.foolbox, bare=True),
+        "ART": rivals.art,
+        "torchattacks": rivals.torchattacks,
+    }
+    compared = {
+        "one step": ("Foolbox", "Foolbox bare"),
+        "PGD": ("Foolbox", "ART", "torchattacks"),
+        "DeepFool": ("Foolbox",),
+    }
     absent = rivals.missing()
     for kind, norms in (("one step", ("linf", "l2")), ("PGD", ("linf", "l2")), ("DeepFool", ("l2",))):
         for norm in norms:
@@ -96,7 +107,7 @@ def attacks(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: arg
                 "PGD": lambda p=p, eps=eps: ad.attacks.pgd(net, x, y, p=p, eps=eps, steps=STEPS, clip=True),
                 "DeepFool": lambda p=p: ad.attacks.deepfool(net, x, y, p=p, clip=True),
             }[kind]
-            names = [n for n in adapters if n not in absent and (kind == "PGD" or n == "Foolbox")]
+            names = [name for name in compared[kind] if name not in absent]
             steps = 50 if kind == "DeepFool" else STEPS
             theirs = {name: adapters[name](copy.deepcopy(net), kind, p, eps, steps) for name in names}
             contestants = {"": ours} | {name: (lambda a=attack: a(x, y)) for name, attack in theirs.items()}
@@ -153,7 +164,7 @@ def training(
             asked = {"method": method, "strength": strength, "lr": LR, "workers": options.workers}
             plain.train(net, x, y, batch_size=BATCH[section], **asked)
 
-        repeats = max(1, 3 * options.repeats // 5)
+        repeats = min(3, options.repeats)
         seconds = side_by_side({"": ours, "plain loop": theirs}, repeats, options.device)
         work = " | ".join(reached(trained[who], *train, *test) for who in ("ours", "theirs"))
         with Flops() as counted:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 #: Libraries by the name of their module.
-LIBRARIES = {"Foolbox": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
+LIBRARIES = {"Foolbox": "foolbox", "Foolbox bare": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
 
 
 def missing() -> list[str]:
@@ -21,8 +21,8 @@ def missing() -> list[str]:
     return [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
 
 
-def foolbox(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> Attack:
-    """Foolbox's attack, without the pass by which its front counts successes."""
+def foolbox(model: nn.Module, kind: str, p: float, eps: float, steps: int, *, bare: bool = False) -> Attack:
+    """Foolbox's attack as it is called, or bare, without the last pass, by which it counts successes."""
     import foolbox as fb
 
     wrapped = fb.PyTorchModel(model, bounds=(0, 1), device=next(model.parameters()).device)
@@ -30,13 +30,15 @@ def foolbox(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> At
     if kind == "DeepFool":
         deepfool = fb.attacks.LinfDeepFoolAttack if linf else fb.attacks.L2DeepFoolAttack
         attack = deepfool(steps=steps, candidates=10, overshoot=0.02)
-        return lambda x, y: attack.run(wrapped, x, fb.criteria.Misclassification(y))
-    if kind == "PGD":
+    elif kind == "PGD":
         pgd = fb.attacks.LinfPGD if linf else fb.attacks.L2PGD
         attack = pgd(abs_stepsize=eps / (0.75 * steps), steps=steps, random_start=False)
     else:
         attack = fb.attacks.LinfFastGradientAttack() if linf else fb.attacks.L2FastGradientAttack()
-    return lambda x, y: attack.run(wrapped, x, fb.criteria.Misclassification(y), epsilon=eps)
+    if bare:
+        return lambda x, y: attack.run(wrapped, x, fb.criteria.Misclassification(y), epsilon=eps)
+    allowed = None if kind == "DeepFool" else eps
+    return lambda x, y: attack(wrapped, x, y, epsilons=allowed)[0 if allowed is None else 1]
 
 
 def art(model: nn.Module, kind: str, p: float, eps: float, steps: int) -> Attack:

@@ -92,9 +92,13 @@ def one_step_augmentation(model: nn.Module, x: Tensor, y: Tensor, *, strength: f
         return plain(model, x, y)
     leaf, outputs = passes.with_graph(model, x)
     losses = _losses(outputs, y)
-    # The attack takes its gradient from the pass that the clean loss needs anyway; attacks.one_step would make another.
-    (g,) = torch.autograd.grad(losses.sum(), leaf, retain_graph=True)
-    return (losses.mean() + plain(model, x.detach() + size * norms.steepest(g, p), y)) / 2
+    # One pass back through the clean loss gives the attack's gradient and the parameters'; attacks.one_step would make
+    # passes of its own. The parameters' goes into the objective as that of a term linear in them, which is 0.
+    parameters = [q for q in model.parameters() if q.requires_grad]
+    g, *slopes = torch.autograd.grad(losses.sum(), [leaf, *parameters], allow_unused=True)
+    known = [((q - q.detach()) * s).sum() for q, s in zip(parameters, slopes, strict=True) if s is not None]
+    clean = (losses.detach().sum() + sum(known)) / len(x)
+    return (clean + plain(model, x.detach() + size * norms.steepest(g, p), y)) / 2
 
 
 def pgd_training(
