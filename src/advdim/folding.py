@@ -29,6 +29,7 @@ def folded(model: nn.Module) -> nn.Module:
     """
     if type(model) not in (nn.Sequential, Net) or any(getattr(m, hooks) for m in model.modules() for hooks in _HOOKS):
         return model
+    assert isinstance(model, nn.Sequential)
     leaves = _leaves(model)
     layers: list[nn.Module] = []
     for layer in leaves:
@@ -57,8 +58,9 @@ def _quick(layer: nn.Module) -> nn.Module:
     return quick
 
 
-def _leaves(model: nn.Module) -> list[nn.Module]:
-    nested = (_leaves(child) if type(child) is nn.Sequential else [child] for child in model.children())
+def _leaves(model: nn.Sequential) -> list[nn.Module]:
+    # Not of model.children(), which has a layer that stands in several places only once.
+    nested = (_leaves(child) if type(child) is nn.Sequential else [child] for child in model)
     return [leaf for leaves in nested for leaf in leaves]
 
 

@@ -98,6 +98,15 @@ def test_a_folded_network_has_the_same_outputs_and_gradients(name, negative):
     assert not any(m.training for m in net.modules())
 
 
+def test_a_layer_that_stands_in_several_places_is_passed_in_each():
+    relu = nn.ReLU()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten())
+    net, (x, _) = used(net), images()
+    folded = folding.folded(net)
+    assert folded is not net
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-10, atol=1e-12)
+
+
 class Residual(nn.Sequential):
     def forward(self, x):
         return x + super().forward(x)
