@@ -13,7 +13,8 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 ARGS ?=
 # glibc maps large blocks anew at each step of training, two to four times slower; with these it keeps them.
-MALLOC := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+test rerun bench: export MALLOC_MMAP_THRESHOLD_ = 4294967296
+test rerun bench: export MALLOC_TRIM_THRESHOLD_ = 8589934592
 # The libraries that only the benchmark needs lie beside the environment, not in it.
 BENCH := .bench
 
@@ -34,17 +35,17 @@ book: $(STAMP) ## build the site, every warning an error
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 test: $(STAMP) ## run the tests, and every chapter against its stored outputs
-	OMP_NUM_THREADS=1 $(MALLOC) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 rerun: $(STAMP) ## execute all chapters, or those in ARGS, and store their outputs
-	OMP_NUM_THREADS=1 $(MALLOC) $(BIN)/python tools/rerun.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/rerun.py $(ARGS)
 
 $(BENCH)/.installed: benchmarks/requirements.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(BENCH) -r $<
 	@touch $@
 
 bench: $(BENCH)/.installed ## time the package beside other libraries, and a part of it by ARGS (ARGS=--help)
-	$(MALLOC) PYTHONPATH=$(BENCH) $(BIN)/python -W ignore -m benchmarks $(ARGS)
+	PYTHONPATH=$(BENCH) $(BIN)/python -W ignore -m benchmarks $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check
