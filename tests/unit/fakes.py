@@ -46,7 +46,7 @@ def run(point, device, root, checkpoint):
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang":
-        time.sleep(120)
+        time.sleep(600)
     while what == "wait" and not (folder / "go").exists():
         time.sleep(0.05)
     while what == "meet" and not {("w8", "begun"), ("w9", "begun")} <= set(log(folder)):
@@ -105,7 +105,7 @@ def family(process):
         return []
 
 
-def eventually(condition, seconds=60):
+def eventually(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

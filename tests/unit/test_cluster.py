@@ -104,7 +104,7 @@ def test_an_interrupted_run_takes_its_cluster_with_it(tmp_path, number):
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), output
