@@ -60,6 +60,11 @@ def test_the_number_of_threads_is_as_asked_for(tmp_path, pool):
     assert store.load(tmp_path, KEYS[0])["provenance"]["device"].endswith(f", {before + 1} threads")
 
 
+def test_ctrl_c_is_the_runners_alone():
+    with workers.processes(1) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
 def test_a_killed_worker_is_replaced_and_its_point_resumed(faked, capsys):
     plan(faked, w9=["die"])
     assert run(faked) == 0
