@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: How each training method is drawn, in all figures: its label, marker, and place in the palette.
+#:
+#: :meta hide-value:
+METHODS: dict[str, tuple[str, str, int]] = {
+    "none": ("usual training", "*", 7),
+    "gradient-l1": (r"gradient penalty, $\ell_1$", "o", 0),
+    "gradient-l2": (r"gradient penalty, $\ell_2$", "s", 9),
+    "augment-linf": (r"augmentation, $\ell_\infty$", "^", 1),
+    "augment-l2": (r"augmentation, $\ell_2$", "v", 3),
+    "pgd-linf": (r"PGD, $\ell_\infty$", "D", 2),
+    "cross-lipschitz": ("cross-Lipschitz", "P", 4),
+    "cross-lipschitz-random": ("cross-Lipschitz", "P", 4),
+}
+
 
 def setup() -> None:
     """Set the style of every figure: a white grid, seaborn's colour-blind palette, no random ids in the files."""
@@ -20,3 +39,36 @@ def setup() -> None:
             "svg.hashsalt": "advdim",
         }
     )
+
+
+def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True, size: float = 6) -> None:
+    """Draw training runs, a marker each, in the shape and colour of their method.
+
+    Args:
+        ax: the axes to draw on; their labels get the names of the columns.
+        table: one row per run, with columns ``method`` and ``strength``, as :func:`advdim.experiments.runs` gives it.
+        x: the column on the horizontal axis.
+        y: the column on the vertical axis.
+        line: whether a line joins the means over the runs of each strength, in order of strength.
+        size: of the markers, in points; stars are larger.
+
+    Raises:
+        ValueError: for a method that has no entry in :data:`METHODS`.
+    """
+    import seaborn as sns
+
+    unknown = sorted(set(table["method"]) - set(METHODS))
+    if unknown:
+        raise ValueError(f"no style for the method {unknown[0]!r}: there are {', '.join(METHODS)}")
+    palette = sns.color_palette("colorblind")
+    for method, (label, marker, place) in METHODS.items():
+        own = table[table["method"] == method]
+        if own.empty:
+            continue
+        colour, extent = palette[place], 1.7 * size if marker == "*" else size
+        look = {"color": colour, "markersize": extent, "markeredgecolor": "white", "markeredgewidth": 0.5}
+        ax.plot(own[x], own[y], marker, alpha=0.8, label=label, **look)
+        if line:
+            means = own.groupby("strength")[[x, y]].mean()
+            ax.plot(means[x], means[y], color=colour, linewidth=1)
+    ax.set(xlabel=x, ylabel=y)

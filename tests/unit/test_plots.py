@@ -1,0 +1,61 @@
+"""Figures that several chapters share: what is drawn where."""
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from advdim import penalties, plots
+
+
+def table(*methods):
+    """Two strengths, stronger first, and two seeds per method."""
+    return pd.DataFrame(
+        [
+            {"method": m, "strength": s, "l1": 10 * i + s + seed, "damage": i + 100 * s + seed}
+            for i, m in enumerate(methods)
+            for s in (0.3, 0.1)
+            for seed in (0, 1)
+        ]
+    )
+
+
+@pytest.fixture
+def ax():
+    fig, ax = plt.subplots()
+    yield ax
+    plt.close(fig)
+
+
+def test_every_run_is_a_marker_at_its_place(ax):
+    runs = table("augment-l2", "none")
+    plots.by_method(ax, runs, "l1", "damage", line=False)
+    drawn = {line.get_label(): np.column_stack(line.get_data()) for line in ax.lines}
+    assert set(drawn) == {"usual training", r"augmentation, $\ell_2$"}
+    for method, label in (("none", "usual training"), ("augment-l2", r"augmentation, $\ell_2$")):
+        own = runs[runs.method == method]
+        np.testing.assert_array_equal(drawn[label], own[["l1", "damage"]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("l1", "damage")
+
+
+def test_lines_join_the_means_over_seeds_in_order_of_strength(ax):
+    plots.by_method(ax, table("none", "pgd-linf"), "l1", "damage")
+    joined = [np.column_stack(line.get_data()) for line in ax.lines if line.get_linestyle() == "-"]
+    np.testing.assert_allclose(joined, [[[0.6, 10.5], [0.8, 30.5]], [[10.6, 11.5], [10.8, 31.5]]])
+    labels = ax.get_legend_handles_labels()[1]
+    assert len(labels) == 2  # a line has no entry of its own
+
+
+def test_methods_can_be_told_apart_without_colour_and_with_it():
+    looks = {label: (marker, place) for label, marker, place in plots.METHODS.values()}
+    markers, places = zip(*looks.values(), strict=True)
+    assert len(set(markers)) == len(set(places)) == len(looks) == 7
+    assert set(plots.METHODS) == set(penalties.METHODS)
+
+
+def test_a_method_without_a_style_is_refused(ax):
+    with pytest.raises(ValueError, match="no style for the method 'adversarial-logit'"):
+        plots.by_method(ax, table("none", "adversarial-logit"), "l1", "damage")
