@@ -16,10 +16,12 @@ class Collapse:
 
     Attributes:
         r2: share of the variance of log y that the curves explain; 1 at best, below 0 if they do worse than the mean.
+            Of the points predicted, as all that follows.
         factor: typical error of a prediction as a factor, exp of the root mean square of the error of log y.
         low: lower end of the confidence interval of the factor.
         high: upper end of it.
-        by_group: the factor of each group.
+        by_group: the factor of each group; nan for one that lies beyond all others.
+        beyond: number of points that lie beyond the curve of the other groups, at either end, and are not predicted.
         confidence: level of the interval.
     """
 
@@ -28,6 +30,7 @@ class Collapse:
     low: float
     high: float
     by_group: dict[str, float]
+    beyond: int
     confidence: float
 
     def __str__(self) -> str:
@@ -61,9 +64,9 @@ def collapse(
 ) -> Collapse:
     """How well y is one non-decreasing function of x, whatever the group: each is predicted from the others alone.
 
-    The curve is the isotonic regression of log y on log x, linear between points and constant beyond them. A group
-    that had a curve of its own would be predicted badly, however well one curve fitted all points at once. The interval
-    is a percentile bootstrap over the points of each group. It is deterministic.
+    The curve is the isotonic regression of log y on log x, linear between points; what lies beyond its ends is left
+    out. A group that had a curve of its own would be predicted badly, however well one curve fitted all points at once.
+    The interval is a percentile bootstrap over the points of each group. It is deterministic.
 
     Args:
         x: [N], positive, such as the gradient norms of networks.
@@ -73,8 +76,8 @@ def collapse(
         resamples: number of bootstrap resamples.
 
     Raises:
-        ValueError: if shapes do not match, a value is not positive and finite, all of y are equal, or there is one
-            group only.
+        ValueError: if shapes do not match, a value is not positive and finite, all of y are equal, there is one group
+            only, or no group has a point within the range of the others.
     """
     log_x, log_y = _logs(x, y)
     names = np.asarray(groups)
@@ -83,7 +86,10 @@ def collapse(
     if len(np.unique(names)) < 2:
         raise ValueError(f"predicting one group from the others needs at least two, got {sorted(set(groups))}")
     errors = _errors(log_x, log_y, names)
-    variance = float(log_y.var())
+    within = np.isfinite(errors)
+    if not within.any():
+        raise ValueError("no group has a point within the range of the others: there is nothing to predict")
+    variance = float(log_y[within].var())
     if variance == 0:
         raise ValueError("all of y are equal: there is no curve to lie on")
     rng = np.random.default_rng(0)
@@ -92,13 +98,14 @@ def collapse(
     for _ in range(resamples):
         rows = np.concatenate([rng.choice(m, len(m)) for m in members])
         drawn.append(_rms(_errors(log_x[rows], log_y[rows], names[rows])))
-    low, high = np.exp(np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    low, high = np.exp(np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]))
     return Collapse(
-        r2=1 - float(np.mean(errors**2)) / variance,
+        r2=1 - float(np.mean(errors[within] ** 2)) / variance,
         factor=math.exp(_rms(errors)),
         low=float(low),
         high=float(high),
         by_group={str(name): math.exp(_rms(errors[names == name])) for name in dict.fromkeys(groups)},
+        beyond=int((~within).sum()),
         confidence=confidence,
     )
 
@@ -137,7 +144,7 @@ def _logs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _errors(log_x: NDArray[np.float64], log_y: NDArray[np.float64], names: NDArray[np.str_]) -> NDArray[np.float64]:
-    """Error of log y at each point, predicted from the points of the other groups."""
+    """Error of log y at each point, predicted from the points of the other groups; nan beyond their range."""
     from scipy.optimize import isotonic_regression
 
     errors = np.empty_like(log_y)
@@ -149,9 +156,11 @@ def _errors(log_x: NDArray[np.float64], log_y: NDArray[np.float64], names: NDArr
         at, index, counts = np.unique(knots, return_inverse=True, return_counts=True)
         means = np.bincount(index, values) / counts
         curve = isotonic_regression(means, weights=counts.astype(float)).x
-        errors[own] = log_y[own] - np.interp(log_x[own], at, curve)
+        errors[own] = log_y[own] - np.interp(log_x[own], at, curve, left=np.nan, right=np.nan)
     return errors
 
 
 def _rms(errors: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(errors**2)))
+    """Of those that are numbers; nan if there are none."""
+    finite = errors[np.isfinite(errors)]
+    return float(np.sqrt(np.mean(finite**2))) if len(finite) else math.nan

@@ -53,6 +53,18 @@ def test_the_interval_of_the_factor_is_deterministic():
     assert collapse(X, y, GROUPS) == collapse(X, y, GROUPS)
 
 
+def test_what_lies_beyond_the_other_groups_is_not_predicted():
+    """A steep curve: one continued as a constant would be wrong by factors."""
+    x = np.array([1.0, 2, 3, 4, 5, 40])
+    found = collapse(x, x**3, ["a", "b", "a", "b", "a", "b"])
+    assert found.beyond == 2  # 1 below all of b, and 40 above all of a
+    assert found.factor == pytest.approx(1, abs=1e-9)
+    alone = collapse([1, 2, 3, 10, 11], [1, 2, 3, 4, 5.0], ["a", "b", "a", "c", "c"])
+    assert math.isnan(alone.by_group["c"])
+    with pytest.raises(ValueError, match="nothing to predict"):
+        collapse([1, 2, 8, 9], [1, 2, 3, 4.0], ["a", "a", "b", "b"])
+
+
 def test_equal_x_share_one_value():
     x = np.array([1.0, 1, 1, 2, 2, 2])
     found = collapse(x, np.array([1.0, 2, 4, 8, 8, 8]), ["a", "b", "c"] * 2)
@@ -70,7 +82,7 @@ def test_equal_x_share_one_value():
         ([1, math.nan], [1, 2], ["a", "b"], "got nan at 1"),
         ([1, 2], [1, 2], ["a"], "one group per point"),
         ([1, 2], [1, 2], ["a", "a"], "at least two"),
-        ([1, 2], [1, 1], ["a", "b"], "equal"),
+        ([1, 2, 3], [1, 1, 1], ["a", "b", "a"], "equal"),
     ],
 )
 def test_bad_input_is_refused(x, y, groups, match):
