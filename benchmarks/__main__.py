@@ -130,11 +130,12 @@ def gradients(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: a
     ways = {
         "": lambda: ad.measure.gradient_norms(net, x, y),
         "one by one": lambda: rivals.norms_one_by_one(net, x, y),
+        "one by one, backward()": lambda: rivals.norms_one_by_one(net, x, y, backward=True),
         "vmap(grad)": lambda: rivals.norms_by_vmap(net, x, y),
     }
     seconds = side_by_side(ways, options.repeats, options.device)
     means = {name: f"mean l1 {float(way()[1].mean()):.4g}" for name, way in ways.items()}
-    for name in ("one by one", "vmap(grad)"):
+    for name in ("one by one", "one by one, backward()", "vmap(grad)"):
         yield Row(section, "gradient norms", name, seconds[""], seconds[name], f"{means['']} | {means[name]}")
 
 

@@ -73,12 +73,18 @@ def torchattacks(model: nn.Module, kind: str, p: float, eps: float, steps: int) 
     return attack
 
 
-def norms_one_by_one(model: nn.Module, x: Tensor, y: Tensor) -> dict[int, Tensor]:
-    """Norms of the input gradients, image after image."""
+def norms_one_by_one(model: nn.Module, x: Tensor, y: Tensor, *, backward: bool = False) -> dict[int, Tensor]:
+    """Norms of the input gradients, image after image; ``backward`` computes those of the parameters, too."""
     found: dict[int, list[Tensor]] = {1: [], 2: []}
     for image, label in zip(x, y, strict=True):
         leaf = image[None].clone().requires_grad_()
-        (g,) = torch.autograd.grad(F.cross_entropy(model(leaf), label[None]), leaf)
+        loss = F.cross_entropy(model(leaf), label[None])
+        if backward:
+            loss.backward()
+            g = leaf.grad
+            model.zero_grad()
+        else:
+            (g,) = torch.autograd.grad(loss, leaf)
         for q, values in found.items():
             values.append(g.norm(q))
     return {q: torch.stack(values) for q, values in found.items()}

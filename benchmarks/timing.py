@@ -24,6 +24,7 @@ REQUIRED = {
     ("one step l2", "Foolbox"): 2.3,
     ("DeepFool l2", "Foolbox"): 5.0,
     ("gradient norms", "one by one"): 5.0,
+    ("gradient norms", "one by one, backward()"): 5.0,
     ("gradient norms", "vmap(grad)"): 1.4,
     ("train none", "plain loop"): 2.5,
     ("train augment-linf", "plain loop"): 2.4,
