@@ -72,3 +72,20 @@ def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True
             means = own.groupby("strength")[[x, y]].mean()
             ax.plot(means[x], means[y], color=colour, linewidth=1)
     ax.set(xlabel=x, ylabel=y)
+
+
+def log_axes(ax: Any, which: str = "xy") -> None:
+    """Make axes logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten.
+
+    Args:
+        ax: the axes.
+        which: "x", "y" or "xy".
+    """
+    from matplotlib import ticker
+
+    ax.set(**{f"{name}scale": "log" for name in which})
+    for name in which:
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.set_minor_locator(ticker.NullLocator())

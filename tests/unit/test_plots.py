@@ -59,3 +59,15 @@ def test_methods_can_be_told_apart_without_colour_and_with_it():
 def test_a_method_without_a_style_is_refused(ax):
     with pytest.raises(ValueError, match="no style for the method 'adversarial-logit'"):
         plots.by_method(ax, table("none", "adversarial-logit"), "l1", "damage")
+
+
+def test_logarithmic_axes_have_plain_numbers_at_1_2_and_5(ax):
+    ax.plot([0.3, 60], [0.3, 60])
+    plots.log_axes(ax, "x")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    low, high = ax.get_xlim()
+    shown = [
+        label.get_text() for label, at in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True) if low <= at <= high
+    ]
+    assert shown == ["0.5", "1", "2", "5", "10", "20", "50"]
+    assert len(ax.xaxis.get_minorticklocs()) == 0
