@@ -185,6 +185,61 @@ def test_ties_are_on_record():
     assert any(ties(s) for name in INITIAL for s in series(name))
 
 
+# What chapter 7 says of trained networks
+
+
+@cache
+def section_4_1():
+    (name,) = (name for name in RECORDS if name.startswith("4.1-"))
+    return experiments.runs(recorded(name)[1])
+
+
+def test_damage_is_first_order():
+    runs = section_4_1()
+    for attack in ("one-step-linf", "pgd-linf"):
+        ratio = runs[f"{attack}_damage"] / (runs["l1"] * grids.EPS)
+        assert ratio.between(0.9, 1.1).all()
+        assert abs(ratio.mean() - 1) < 0.04
+        assert runs[f"{attack}_remainder"].max() < 0.15  # of single images, on which it is less exact
+
+
+def test_all_methods_lie_on_one_curve():
+    runs = section_4_1()
+    damage = ad.collapse.collapse(runs["l1"], runs["pgd-linf_damage"], list(runs["method"]))
+    assert damage.factor < 1.05
+    for attack, factor in (("pgd-linf", 1.4), ("deepfool-linf", 1.25), ("deepfool-l2", 1.2)):
+        found = ad.collapse.collapse(runs["l1"], runs[f"{attack}_vulnerability"], list(runs["method"]))
+        assert found.high < factor
+        assert found.r2 > 0.5
+
+
+def test_attacks_rank_networks_alike_and_deepfool_changes_more_predictions():
+    runs = section_4_1()
+    attacks = ["one-step-linf", "pgd-linf", "deepfool-linf", "one-step-l2", "pgd-l2", "deepfool-l2"]
+    ranks = runs[[f"{attack}_vulnerability" for attack in attacks]].corr("spearman")
+    assert ranks.min().min() > 0.8
+    assert (runs["deepfool-linf_vulnerability"] > runs["pgd-linf_vulnerability"]).all()
+    # Of the images that were right, they change as many.
+    assert (runs["pgd-linf_accuracy"] - runs["deepfool-linf_accuracy"]).between(-0.01, 0.04).all()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "low", "high"),
+    [
+        ("gradient-l1", "augment-linf", 0.9, 1.1),  # Proposition 3
+        ("gradient-l2", "augment-l2", 0.75, 1.15),
+        ("gradient-l2", "gradient-l1", 0.8, 0.96),  # the l_2 norm, calibrated, is the larger
+    ],
+)
+def test_penalty_and_augmentation_reach_the_same_gradients(a, b, low, high):
+    runs = section_4_1()
+    norms = [runs[runs["method"] == m].set_index(["strength", "seed"])["l1"].sort_index() for m in (a, b)]
+    assert norms[0].index.equals(norms[1].index)
+    found = ad.collapse.ratio(*norms)
+    assert found.pairs == 10
+    assert low < found.low < found.high < high
+
+
 def kind(s):
     """What the re-measured points of a record differ in."""
     return s.network.name if isinstance(s, AtInitialisation) else (s.network, s.recipe.method)
