@@ -25,17 +25,18 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
 
 
-def test_the_example_prints_what_is_shown_below_it():
-    (example,) = blocks("python")
-    shown = blocks("text")[0]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(example, "README.md", "exec"), {})
-    assert printed.getvalue() == shown
+def test_the_examples_print_what_is_shown_below_them():
+    examples, names = blocks("python"), {}
+    assert len(examples) == 2
+    for example, shown in zip(examples, blocks("text"), strict=False):  # more text: what lies where
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(example, "README.md", "exec"), names)
+        assert printed.getvalue() == shown
 
 
 def test_the_example_is_that_of_the_preface():
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     cells = [
         cell.source for cell in nbformat.read(readme_figure.CHAPTER, as_version=4).cells if cell.cell_type == "code"
     ]
