@@ -28,7 +28,7 @@ def test_attacks_and_gradients_do_equal_work(capsys):
     rows = lines_of(printed)
     rows = rows[len(rows) // 2 :]  # each is printed when it is there, and again in the table
     whom = 3 - len(rivals.missing())
-    assert len(rows) == 4 + 2 * whom + 1 + 2
+    assert len(rows) == 4 + 2 * whom + 1 + 3
     for row in rows:
         ours, theirs = (side.strip() for side in re.split(r"  +", row)[-1].split(" | "))
         if "DeepFool" not in row:
