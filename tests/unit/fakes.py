@@ -76,6 +76,11 @@ def main(arguments):
     return cli.main(arguments)
 
 
+def _hear_ctrl_c():
+    """Tests may themselves run in the background, where a shell has its jobs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def runner(folder, *options):
     """The command line in a process group of its own, as a terminal starts it; killed in the end."""
@@ -88,6 +93,7 @@ def runner(folder, *options):
         text=True,
         start_new_session=True,
         env=environment,
+        preexec_fn=_hear_ctrl_c,
     )
     try:
         yield process
