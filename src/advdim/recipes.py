@@ -124,7 +124,8 @@ class Result:
             step), ``seconds``; ``train_accuracy``, of a fixed subset of the images trained on, unaugmented;
             ``validation_accuracy`` and ``test_accuracy``, of all such images, where there are any; ``train_l1``,
             ``train_l2``, ``test_l1``, ``test_l2``: mean norms of the input gradients of the cross-entropy, per pixel
-            unit, over fixed subsets. Evaluated at the end of the epoch, in eval mode.
+            unit, over fixed subsets. Evaluated at the end of the epoch, in eval mode; on train and test images, of the
+            epochs that ``eval_every`` chooses.
         best_epoch: the first epoch of best validation accuracy, or None without validation images.
         stopped_early: whether training ended before the recipe's last epoch.
     """

@@ -84,6 +84,7 @@ def fit(
     checkpoint_every: int | None = None,
     progress: bool = True,
     eval_images: int = 1000,
+    eval_every: int = 1,
     metrics: Metrics | None = None,
 ) -> Result:
     """Train a model in place, and leave it in eval mode, parameters without ``.grad``.
@@ -101,6 +102,7 @@ def fit(
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
         eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
+        eval_every: after how many epochs train and test images are measured; the history's other rows go without.
         metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
             The history gets their means, as ``train_NAME`` and ``test_NAME``.
 
@@ -113,7 +115,8 @@ def fit(
             unreadable, or of another run.
         DivergenceError: if the objective or a weight is not finite. The checkpoint stays that of the last good state.
     """
-    for name, count in (("eval_images", eval_images), ("checkpoint_every", checkpoint_every)):
+    evaluation = {"eval_images": eval_images, "eval_every": eval_every}
+    for name, count in (*evaluation.items(), ("checkpoint_every", checkpoint_every)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if (x_test is None) != (y_test is None):
@@ -122,7 +125,7 @@ def fit(
     test: Pairs = {} if x_test is None or y_test is None else {"test": _resident(x_test, y_test, model)}
     generator = torch.Generator().manual_seed(recipe.seed)
     held, kept = recipe.split(len(x), generator)
-    evaluated = ({"validation": (x[held.to(x.device)], y[held.to(x.device)])} if len(held) else {}) | test
+    held_out: Pairs = {"validation": (x[held.to(x.device)], y[held.to(x.device)])} if len(held) else {}
     few = {"train": _some((x, y), kept, eval_images)}
     few |= {name: _some(pair, torch.arange(len(pair[0])), eval_images) for name, pair in test.items()}
 
@@ -133,7 +136,7 @@ def fit(
     path, identity = None if checkpoint is None else Path(checkpoint), {}
     if path:
         tensors = {"x": x, "y": y} | {f"{c}_test": t for pair in test.values() for c, t in zip("xy", pair, strict=True)}
-        identity = checkpoints.identity(asdict(recipe) | {"eval_images": eval_images}, model, tensors)
+        identity = checkpoints.identity(asdict(recipe) | evaluation, model, tensors)
         if content := checkpoints.load(path, identity):
             model.load_state_dict(content["model"])
             optimiser.load_state_dict(content["optimiser"])
@@ -159,7 +162,8 @@ def fit(
             while run.state.epoch < recipe.epochs and not _stalled(run):
                 with _layout(model, recipe):
                     _train_epoch(run, bar, save, checkpoint_every)
-                _end_epoch(run, evaluated, few, metrics)
+                due = (run.state.epoch + 1) % eval_every == 0 or run.state.epoch + 1 == recipe.epochs
+                _end_epoch(run, held_out, *((test, few) if due else ({}, {})), metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
         finally:
@@ -172,22 +176,20 @@ def fit(
 
 def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | None) -> None:
     """Train on what is left of the present epoch."""
-    recipe, state, device = run.recipe, run.state, run.x.device
+    recipe, state, device, objective = run.recipe, run.state, run.x.device, penalties.objective(run.recipe.method)
     if state.order is None or state.losses is None:
         if recipe.schedule == "paper" and state.epoch and state.epoch % recipe.halve_every == 0:
             run.model.load_state_dict(state.best)
         state.order = run.kept[torch.randperm(len(run.kept), generator=run.generator)]
         state.losses = torch.zeros(len(run.sizes), dtype=torch.float64)
         state.lr = run.optimiser.param_groups[0]["lr"]
-    objective = penalties.objective(recipe.method)
     losses = state.losses.to(device, _weight(run.model).dtype)
     batches = torch.split(state.order[: sum(run.sizes)].to(device), recipe.batch_size)
     run.model.train()
     start = time.perf_counter()
     for index in batches[state.batch :]:
         x, y = run.x[index], run.y[index]
-        x = crop_and_flip(x, run.generator) if recipe.augment else x
-        x = _images(x, recipe, run.model)
+        x = _images(crop_and_flip(x, run.generator) if recipe.augment else x, recipe, run.model)
         run.optimiser.zero_grad()
         try:
             with passes.bfloat16(device) if recipe.bf16 else nullcontext():
@@ -219,14 +221,14 @@ def _refuse_divergence(run: _Run, losses: Tensor) -> None:
         raise DivergenceError(run.recipe, state.epoch, batch, state.history)
 
 
-def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs, metrics: Metrics | None) -> None:
+def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, metrics: Metrics | None) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
     weights = torch.tensor(run.sizes, dtype=torch.float64)
     row = {"epoch": state.epoch, "loss": float(state.losses @ weights / weights.sum()), "lr": state.lr}
-    row["train_accuracy"] = _accuracy(model, *few["train"], recipe)
-    row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in evaluated.items()}
+    measured = {name: few[name] for name in ("train",) if few} | held_out | test
+    row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in measured.items()}
     for name, (x, y) in few.items():
         sums: dict[str, float] = {}
         for xc, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
@@ -237,7 +239,7 @@ def _end_epoch(run: _Run, evaluated: Pairs, few: Pairs, metrics: Metrics | None)
         row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     row["seconds"] = state.seconds
     state.history.append(row)
-    if "validation" in evaluated:
+    if held_out:
         best = None if state.best_epoch is None else state.history[state.best_epoch]["validation_accuracy"]
         if best is None or row["validation_accuracy"] > best:
             state.best_epoch = state.epoch

@@ -384,6 +384,26 @@ def test_an_epochs_record_is_what_measuring_finds(digits, test_digits):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_some_epochs_are_measured_and_the_rest_only_validated(digits, test_digits):
+    x, y = test_digits
+    every, third = (
+        fit(
+            mlp(), digits, Recipe(epochs=5, validation=0.2, seed=1), x_test=x[:50], y_test=y[:50], eval_every=k,
+            metrics=lambda model, x, y: {"images": float(len(x))},
+        ).history
+        for k in (1, 3)
+    )  # fmt: skip
+    for row, whole in zip(third, every, strict=True):
+        assert {name: whole[name] for name in row if name != "seconds"} == {
+            k: v for k, v in row.items() if k != "seconds"
+        }
+        measured = {name for name in whole if name.startswith(("train_", "test_"))}
+        assert measured & set(row) == (measured if row["epoch"] in (2, 4) else set())
+        assert "validation_accuracy" in row
+    with pytest.raises(ValueError, match="eval_every must be at least 1, got 0"):
+        fit(mlp(), digits, Recipe(), eval_every=0)
+
+
 def test_seeds_are_measured_on_the_same_few_images(digits, test_digits):
     sets = []
     for seed in (0, 1):

@@ -203,12 +203,15 @@ def test_keys_of_training_points():
         replace(SMALL, eps=0.06),
         replace(SMALL, experiment="4.2"),
         replace(SMALL, attacks=("pgd-linf",)),
+        replace(SMALL, every=2),
     ]
     assert len({spec.key(s) for s in [SMALL, *changes]}) == len(changes) + 1
 
 
 @pytest.mark.parametrize("data", ["cifar10", "digits"])
-@pytest.mark.parametrize(("scale", "strengths", "seeds"), [("quick", 3, 2), ("medium", 5, 2), ("paper", 6, 3)])
+@pytest.mark.parametrize(
+    ("scale", "strengths", "seeds"), [("quick", 3, 2), ("medium", 5, 2), ("short", 6, 3), ("paper", 6, 3)]
+)
 def test_the_grid_of_4_1(scale, strengths, seeds, data):
     points = grids.GRIDS["4.1"](scale, data)
     assert len({spec.key(p) for p in points}) == len(points) == (6 * strengths + 1) * seeds
@@ -232,10 +235,15 @@ def test_the_grid_of_4_1(scale, strengths, seeds, data):
 @pytest.mark.parametrize(("experiment", "data", "series"), [
     ("4.2", "cifar10", 3), ("4.2", "digits", 3), ("natural", "imagenette", 1), ("readouts", "cifar10", 3)
 ])  # fmt: skip
-@pytest.mark.parametrize(("scale", "sizes", "strengths"), [("quick", 3, 2), ("medium", 3, 3), ("paper", 4, 6)])
-def test_the_grids_over_sizes(experiment, data, series, scale, sizes, strengths):
+@pytest.mark.parametrize(("scale", "sizes", "first", "others"), [
+    ("quick", 3, 1, 0), ("medium", 3, 3, 1), ("short", 3, 3, 3), ("paper", 4, 6, 6)
+])  # fmt: skip
+def test_the_grids_over_sizes(experiment, data, series, scale, sizes, first, others):
+    if experiment == "readouts" and scale in ("quick", "medium"):  # no network is the paper's there
+        first = others
     points = grids.GRIDS[experiment](scale, data)
-    assert len({spec.key(p) for p in points}) == len(points) == series * sizes * (1 + strengths) * 3
+    strengths = 1 + first + (series - 1) * (1 + others)
+    assert len({spec.key(p) for p in points}) == len(points) == strengths * sizes * 3
     found = {}
     for p in points:
         assert p.experiment == experiment
@@ -248,6 +256,13 @@ def test_the_grids_over_sizes(experiment, data, series, scale, sizes, strengths)
         ad.data.resize(torch.zeros(1, 1, natives[data], natives[data]), size, resize)
         net = ad.models.build(**asdict(network), image_shape=(channels, size, size)).to("meta")
         assert net(torch.zeros(1, channels, size, size, device="meta")).shape == (1, 10)
+
+
+@pytest.mark.parametrize("experiment", ["4.2", "natural", "readouts"])
+def test_what_quick_has_measured_medium_has_too(experiment):
+    data = "imagenette" if experiment == "natural" else "cifar10"
+    quick, medium = ({spec.key(p) for p in grids.GRIDS[experiment](scale, data)} for scale in ("quick", "medium"))
+    assert quick < medium
 
 
 def test_4_2_measures_maxima_without_ties_and_a_network_without_maxima():

@@ -190,6 +190,7 @@ def test_the_checkpoint_of_another_run_is_refused(digits, tmp_path):
         r"lr = 0\.05 there and 0\.1 here": {"recipe": replace(recipe, lr=0.1)},
         r"seed = 0 there and 1 here": {"recipe": replace(recipe, seed=1)},
         r"eval_images = 1000 there and 10 here": {"eval_images": 10},
+        r"eval_every = 1 there and 2 here": {"eval_every": 2},
         r"\(another x\)": {"pair": (spoilt(x), y)},
         r"\(another y\)": {"pair": (x, spoilt(y) % 10)},
         r"\(another x_test\)": {"x_test": spoilt(x[:20])},

@@ -36,8 +36,8 @@ NEAREST: dict[str, float] = {"deepfool-linf": math.inf, "deepfool-l2": 2}
 def run(spec: AfterTraining, device: torch.device, root: Path | None = None, checkpoint: Path | None = None) -> Metrics:
     r"""Train a network, and attack it on test images.
 
-    Metrics: ``history``, name to one value per epoch (:class:`advdim.train.Result`, and for train and test images what
-    :func:`by_epoch` measures); ``initial``, the same of test images before training; of the final network,
+    Metrics: ``history``, name to one value per epoch measured (:class:`advdim.train.Result`, and for train and test
+    images what :func:`by_epoch` measures); ``initial``, the same of test images before training; of the final network,
     ``accuracy``, ``loss``, and ``l1`` and ``l2``, mean norms of :math:`\nabla_x L`; per attack ``ATTACK_damage``,
     ``ATTACK_vulnerability``, ``ATTACK_accuracy``; for DeepFool the share of the images whose prediction it changed at
     all, ``ATTACK_found``, their mean ``ATTACK_distance``, and, for its vulnerability and accuracy, only distances up
@@ -82,16 +82,18 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
         checkpoint=checkpoint,
         progress=False,
         eval_images=spec.by_epoch,
+        eval_every=spec.every or 1,
         metrics=epoch,
     )
-    metrics["history"] = {name: [row[name] for row in result.history] for name in result.history[0]}
+    measured = [row for row in result.history if "test_accuracy" in row]
+    metrics["history"] = {name: [row[name] for row in measured] for name in measured[0]}
     metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps, spec.attacks)
     _refuse_non_finite(metrics)
     return metrics
 
 
 def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, blocks: int = 1) -> dict[str, float]:
-    r"""Sums over the images of what is measured after every epoch.
+    r"""Sums over the images of what is measured by epoch.
 
     ``damage`` and ``vulnerability``, of the paper's attack, ten steps of PGD in l_inf. Of images copied up by a factor,
     ``on_l1`` and ``on_l2``: the norms of the gradient's projection on the images that are so copied, its mean over each

@@ -85,8 +85,9 @@ def section_4_1(scale: str, data: str) -> list[AfterTraining]:
 
     Args:
         scale: "quick" (3 strengths, 2 seeds, and a network of 32 channels for 3 epochs of 4,000 images), "medium" (5
-            strengths, 2 seeds, 5 epochs of 8,000 images) or "paper" (6 strengths, 3 seeds, the paper's network and
-            schedule, all images). Below "paper", cross-Lipschitz is estimated with random signs.
+            strengths, 2 seeds, 5 epochs of 8,000 images), "paper" (6 strengths, 3 seeds, the paper's network and
+            schedule, all images) or "short" (the same for 20 epochs, one-cycle). Below these, cross-Lipschitz is
+            estimated with random signs.
         data: "digits", or a name that begins with "cifar10".
 
     Raises:
@@ -95,18 +96,20 @@ def section_4_1(scale: str, data: str) -> list[AfterTraining]:
     size = {"digits": 8, "cifar10": 32}[_kind(data, ("digits", "cifar10"))]
     network = Network("conv_strided", init="he_unit", batch_norm=True, normalise="batch")
     short = Recipe(lr=0.1, batch_size=64, augment=data != "digits", bf16=True)
-    if scale == "paper":
-        images, train, by_epoch, seeds, recipe = None, None, 1000, 3, PAPER
+    full = scale in ("short", "paper")
+    if full:
+        images, train, by_epoch, seeds = None, None, 1000, 3
+        recipe = PAPER if scale == "paper" else replace(short, epochs=20, batch_size=128)
     elif scale == "medium":
         images, train, by_epoch, seeds, recipe = 500, 8000, 200, 2, replace(short, epochs=5)
     else:
         images, train, by_epoch, seeds, recipe = 300, 4000, 100, 2, replace(short, epochs=3)
-    chosen = {"paper": slice(None), "medium": slice(1, None), "quick": slice(1, None, 2)}[scale]
-    if scale != "paper":
+    chosen = {"medium": slice(1, None), "quick": slice(1, None, 2)}.get(scale, slice(None))
+    if not full:
         network = replace(network, width=32)
     if data == "digits":
         network, train = for_digits(network), None
-    lipschitz = "cross-lipschitz" if scale == "paper" else "cross-lipschitz-random"
+    lipschitz = "cross-lipschitz" if full else "cross-lipschitz-random"
     sized = ("gradient-l1", "gradient-l2", "augment-linf", "augment-l2", "pgd-linf")
     strengths: dict[str, Sequence[float]] = {"none": (0.0,), **dict.fromkeys(sized, STRENGTHS[chosen])}
     strengths[lipschitz] = CROSS_LIPSCHITZ[chosen]
@@ -142,9 +145,10 @@ def section_4_2(scale: str, data: str) -> list[AfterTraining]:
     strided network with a fully connected readout, which has none.
 
     Args:
-        scale: "quick" (3 sizes, 2 strengths, 3 seeds, networks of 16 channels, 2 epochs of 1,000 images), "medium" (3
-            sizes, 3 strengths, 3 seeds, the paper's networks for 20 epochs of all images, one-cycle) or "paper" (4
-            sizes, 6 strengths, 3 seeds, 200 epochs).
+        scale: "quick" (3 sizes, 3 seeds, networks of 16 channels, 20 epochs of 300 images; the paper's network after
+            PGD training of one strength, too), "medium" (the same, and PGD training of three strengths on the paper's
+            network, of one on the others), "short" (3 sizes, 3 strengths, 3 seeds, the paper's networks for 20 epochs
+            of all images) or "paper" (4 sizes, 6 strengths, 3 seeds, 200 epochs).
         data: "digits", or a name that begins with "cifar10".
 
     Raises:
@@ -189,38 +193,48 @@ def readouts(scale: str, data: str) -> list[AfterTraining]:
     averaged = Network("conv_strided", init="he_unit", batch_norm=True, normalise="batch")
     connected = replace(averaged, readout="fc")
     projected = replace(connected, project=sizes[0])
-    return _by_size(scale, data, sizes, tuple((n, "copy") for n in (averaged, connected, projected)), "readouts")
+    return _by_size(scale, data, sizes, tuple((n, "copy") for n in (averaged, connected, projected)), "readouts", 0)
 
 
 def _by_size(
-    scale: str, data: str, sizes: Sequence[int], series: Sequence[tuple[Network, Resize]], experiment: str
+    scale: str,
+    data: str,
+    sizes: Sequence[int],
+    series: Sequence[tuple[Network, Resize]],
+    experiment: str,
+    attacked: int = 1,
 ) -> list[AfterTraining]:
-    recipe = Recipe(lr=0.05, batch_size=32, augment=not data.startswith("digits"), bf16=True)
-    if scale == "quick":
-        images, train, by_epoch, width, strengths = 200, 1000, 100, 16, PGD_STRENGTHS[2:5:2]
-        sizes, recipe = sizes[:3], replace(recipe, epochs=2)
-    elif scale == "medium":
-        images, train, by_epoch, width, strengths = 2000, None, 500, 64, PGD_STRENGTHS[1::2]
-        sizes, recipe = sizes[:3], replace(recipe, epochs=20, batch_size=128, lr=0.1)
-    else:
-        images, train, by_epoch, width, strengths = None, None, 1000, 64, PGD_STRENGTHS
-        recipe = replace(PAPER, batch_size=32)
-    methods = [("none", 0.0), *(("pgd-linf", strength) for strength in strengths)]
+    """Usual training of every series at every size; PGD training of all, below "short" of the first ``attacked``."""
+    recipe, some = Recipe(batch_size=128, lr=0.1, augment=data != "digits", bf16=True), PGD_STRENGTHS[1::2]
+    images: int | None = 2000
+    train: int | None = None
+    every: int | None = None
+    by_epoch, width = 500, 64
+    first = others = some
+    if scale in ("quick", "medium"):
+        # Few images, learnt by heart: of many, as many steps would be hardly any training.
+        images, train, by_epoch, every, width = 200, 300, 50, 5, 16
+        recipe = replace(recipe, batch_size=16, lr=0.05, augment=False)
+        first, others = (some[1:2], ()) if scale == "quick" else (some, some[1:2])
+    elif scale == "paper":
+        images, by_epoch, recipe = None, 1000, replace(PAPER, batch_size=32)
+        first = others = PGD_STRENGTHS
     return [
         AfterTraining(
             images=Images(data, size, resize, images),
             network=for_digits(replace(network, width=width)) if data == "digits" else replace(network, width=width),
-            recipe=replace(recipe, method=method, strength=strength, seed=seed),
+            recipe=replace(recipe, method="pgd-linf" if strength else "none", strength=strength, seed=seed),
             train=train,
             by_epoch=by_epoch,
             eps=SMALL_EPS,
             experiment=experiment,
             attacks=GRADIENT_ATTACKS,
+            every=every,
         )
         for seed in range(3)
-        for network, resize in series
-        for method, strength in methods
-        for size in sizes
+        for place, (network, resize) in enumerate(series)
+        for strength in (0.0, *(first if place < attacked else others))
+        for size in (sizes if scale == "paper" else sizes[:3])
     ]
 
 
@@ -242,5 +256,6 @@ GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {
 }
 #: The data set of each experiment, unless another is chosen.
 DATA = {"initialisation": "digits", "4.1": "cifar10", "4.2": "cifar10", "natural": "imagenette", "readouts": "cifar10"}
-#: The scales: within a quarter of an hour on two CPU cores, within a few hours there, and the paper's.
-SCALES = ("quick", "medium", "paper")
+#: The scales: up to twenty minutes on two CPU cores, up to a few hours there; on a GPU, training for 20 epochs, and
+#: the paper's.
+SCALES = ("quick", "medium", "short", "paper")

@@ -77,11 +77,12 @@ class AfterTraining:
         network: what is trained; the recipe's seed draws its weights, too.
         recipe: how it is trained, but for the size of the images.
         train: number of training images, a class-balanced sample; None takes all.
-        by_epoch: number of training and of test images measured after every epoch.
+        by_epoch: number of training and of test images measured by epoch.
         eps: size of the attacks, as that of the l_inf attack, in pixel units.
         experiment: the experiment's name.
         attacks: names of the attacks on the trained network, as :func:`advdim.experiments.after_training.run` has them;
             None takes all.
+        every: epochs after which they are measured; None is 1.
     """
 
     images: Images
@@ -92,6 +93,7 @@ class AfterTraining:
     eps: float
     experiment: str
     attacks: tuple[str, ...] | None = None
+    every: int | None = None
 
     def __str__(self) -> str:
         strength = f" {self.recipe.strength:g}" if self.recipe.strength else ""
