@@ -74,6 +74,34 @@ def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True
     ax.set(xlabel=x, ylabel=y)
 
 
+def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True) -> None:
+    """Draw what training runs measured against the square root of the input dimension, on logarithmic axes.
+
+    Args:
+        ax: the axes to draw on.
+        table: one row per run, with a column ``d``, as :func:`advdim.experiments.runs` gives it.
+        y: the column on the vertical axis: its mean over runs, and a bar over their range.
+        by: the column that tells the lines apart, in the order of first appearance.
+        guide: whether to draw a dashed line of slope 1, the square-root law, from the first line's first mean.
+    """
+    import numpy as np
+    import seaborn as sns
+
+    palette = sns.color_palette("colorblind")
+    for place, (name, own) in enumerate(table.groupby(by, sort=False)):
+        found = own.groupby("d")[y].agg(["mean", "min", "max"])
+        side, means = np.sqrt(found.index), found["mean"]
+        if guide and place == 0:
+            law = means.iloc[0] * side / side[0]
+            ax.plot(side, law, "k--", linewidth=1, label=r"$\propto \sqrt{d}$")
+        bars = np.stack([means - found["min"], found["max"] - means])
+        look = {"color": palette[place], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
+        ax.errorbar(side, means, bars, label=str(name), linewidth=1.5, **look)
+    log_axes(ax)
+    ax.set_xticks(np.sqrt(sorted(set(table["d"]))), [f"{np.sqrt(d):.0f}" for d in sorted(set(table["d"]))])
+    ax.set(xlabel=r"$\sqrt{d}$", ylabel=y)
+
+
 def log_axes(ax: Any, which: str = "xy") -> None:
     """Make axes logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten.
 

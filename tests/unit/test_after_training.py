@@ -4,11 +4,12 @@ import json
 import math
 from dataclasses import asdict, replace
 
+import pandas as pd
 import pytest
 import torch
 
 import advdim as ad
-from advdim.experiments import after_training, epochs, grids, point, runs, spec
+from advdim.experiments import after_training, epochs, exponents, grids, point, runs, spec
 from advdim.experiments.spec import AfterTraining, Images, Network
 from advdim.recipes import Recipe
 
@@ -304,3 +305,20 @@ def test_runs_and_epochs(measured):
     assert by_epoch["epoch"].tolist() == [0, 1]
     assert by_epoch["test_l1"].tolist() == measured["history"]["test_l1"]
     assert set(by_epoch["method"]) == {"augment-linf"}
+
+
+def test_exponents_by_series_are_those_of_scaling():
+    rows = [
+        {"d": d, "seed": seed, "net": net, "l1": d**power * (2 + (seed * 7 + d) % 3)}
+        for net, power in (("b", 0.5), ("a", 0.1))
+        for d in (1024, 64, 256)
+        for seed in (2, 0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    fits = exponents(table, "l1", "net")
+    assert list(fits) == ["b", "a"]
+    for name, fit in fits.items():
+        own = table[table["net"] == name].sort_values(["d", "seed"])
+        assert fit == ad.scaling.exponent([64, 256, 1024], own["l1"].to_numpy().reshape(3, 3))
+    with pytest.raises(ValueError, match="net = b: a seed is missing at some size"):
+        exponents(table.drop(index=0), "l1", "net")

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiments.spec": {"recipes"},
     "experiments.grids": {"experiments.spec", "recipes"},
     "experiments.store": {"experiments.spec"},
-    "experiments.tables": {"experiments.spec"},
+    "experiments.tables": {"experiments.spec", "scaling"},
     "experiments.after_training": {"attacks", "data", "experiments.spec", "measure", "models", "norms", "train"},
     "experiments.point": {
         "data",

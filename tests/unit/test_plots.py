@@ -71,3 +71,27 @@ def test_logarithmic_axes_have_plain_numbers_at_1_2_and_5(ax):
     ]
     assert shown == ["0.5", "1", "2", "5", "10", "20", "50"]
     assert len(ax.xaxis.get_minorticklocs()) == 0
+
+
+def test_by_size_draws_means_ranges_and_the_square_root_law(ax):
+    rows = [
+        {"d": d, "seed": seed, "net": net, "l1": factor * d**power * (1 + 0.1 * seed)}
+        for net, factor, power in (("second", 2, 0.5), ("first", 1, 0.25))
+        for d in (64, 256, 1024)
+        for seed in (-1, 0, 1)
+    ]
+    plots.by_size(ax, pd.DataFrame(rows), "l1", "net")
+    handles, labels = ax.get_legend_handles_labels()
+    assert labels == [r"$\propto \sqrt{d}$", "second", "first"]
+    guide, second, first = handles[0], *(h.lines[0] for h in handles[1:])
+    assert second.get_xdata().tolist() == [8, 16, 32]
+    assert second.get_ydata() == pytest.approx([16, 32, 64])
+    assert guide.get_ydata() == pytest.approx([16, 32, 64])
+    assert first.get_ydata() == pytest.approx([8**0.5, 16**0.5, 32**0.5])
+    ends = [h.lines[1] for h in handles[1:]]
+    assert [cap.get_ydata()[0] for cap in ends[0]] == pytest.approx([16 * 0.9, 16 * 1.1])
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["8", "16", "32"]
+    ax.clear()
+    plots.by_size(ax, pd.DataFrame(rows), "l1", "net", guide=False)
+    assert ax.get_legend_handles_labels()[1] == ["second", "first"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..scaling import Exponent, exponent
 from .spec import Network
 
 if TYPE_CHECKING:
@@ -85,6 +86,29 @@ def epochs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
         for values in zip(*history.values(), strict=True):
             rows.append(_settings(point["spec"]) | dict(zip(history, values, strict=True)))
     return _sorted(rows)
+
+
+def exponents(table: pd.DataFrame, column: str, by: str) -> dict[str, Exponent]:
+    """Exponents in the input dimension of what training runs measured, paired by seed, with their intervals.
+
+    Args:
+        table: one row per run, with columns ``d`` and ``seed``, as :func:`runs` gives it.
+        column: what is fitted, positive.
+        by: the column that tells the series apart.
+
+    Returns:
+        Value of that column to exponent, in the order of first appearance.
+
+    Raises:
+        ValueError: if a series lacks a seed at some size, or as :func:`advdim.scaling.exponent`.
+    """
+    fits = {}
+    for name, own in table.groupby(by, sort=False):
+        values = own.pivot(index="d", columns="seed", values=column)
+        if values.isna().any(axis=None):
+            raise ValueError(f"{by} = {name}: a seed is missing at some size:\n{values}")
+        fits[str(name)] = exponent(values.index, values.to_numpy())
+    return fits
 
 
 def _settings(spec: dict[str, Any]) -> dict[str, Any]:
