@@ -1,12 +1,14 @@
-"""Networks at rest, made quick for many passes: batch-norms merged into the convolutions beside them."""
+"""Networks at rest, made quick for many passes: batch-norms merged into the convolutions beside them, and more."""
 
 from __future__ import annotations
 
 import copy
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .models import Net, Normalise
 
@@ -48,14 +50,72 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def _quick(layer: nn.Module) -> nn.Module:
-    """A convolution with weights in the layout that runs fastest on a CPU; any other layer as it is."""
+    """A convolution with weights in the layout, and a gradient by the way, that are fastest on a CPU; others as is."""
     if type(layer) is not nn.Conv2d or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
-    if layer.weight.is_contiguous(memory_format=torch.channels_last):
-        return layer
-    quick = copy.deepcopy(layer)
-    quick.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return quick
+    if not layer.weight.is_contiguous(memory_format=torch.channels_last):
+        layer = copy.deepcopy(layer)
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return FromPixels(layer) if _from_pixels(layer) else layer
+
+
+def _from_pixels(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is one of few channels, as of images, whose weights rest, and each pixel is like all."""
+    if layer.in_channels > 4 or layer.weight.requires_grad or isinstance(layer.padding, str):
+        return False
+    fits = all(1 < k and p < k for k, p in zip(layer.kernel_size, layer.padding, strict=True))
+    return fits and (layer.groups, layer.stride, layer.dilation) == (1, (1, 1), (1, 1))
+
+
+class FromPixels(nn.Module):
+    """A convolution of images, its gradient in them computed for blocks of 2x2 pixels; its weights must rest.
+
+    That gradient is itself a convolution, to 3 channels, which oneDNN pads to the 16 of its vectors. With a block's
+    pixels as 12 channels of one convolution of stride 2, whose kernel holds the flipped one at four offsets, the same
+    sums take 16/9 as many products by as many vectors for a fourth of the places, and 0.5 to 0.6 of the time.
+
+    Args:
+        layer: with groups, stride and dilation 1, and less padding than its kernel is wide.
+    """
+
+    blocks: Tensor
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        flipped = layer.weight.detach().flip(2, 3).transpose(0, 1)
+        channels, _, height, width = flipped.shape
+        blocks = flipped.new_zeros(channels, 2, 2, layer.out_channels, height + 1, width + 1)
+        for i in range(2):
+            for j in range(2):
+                blocks[:, i, j, :, i : i + height, j : j + width] = flipped
+        self.register_buffer("blocks", blocks.flatten(0, 2).contiguous(memory_format=torch.channels_last))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives for images [N, C, H, W]."""
+        (height, width), mode = self.layer.padding, self.layer.padding_mode
+        if mode != "zeros":
+            x, height, width = F.pad(x, (width, width, height, height), mode), 0, 0
+        outputs: Tensor = _ByBlocks.apply(x, self.layer.weight, self.layer.bias, self.blocks, (height, width))
+        return outputs
+
+
+class _ByBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(blocks)
+        ctx.odd = [size % 2 for size in x.shape[2:]]
+        # Of an odd number of rows, or columns, the first block lies one before the image.
+        ctx.padding = [k - 2 - p + odd for k, p, odd in zip(blocks.shape[2:], padding, ctx.odd, strict=True)]
+        return F.conv2d(x, weight, bias, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (blocks,) = gradients, ctx.saved_tensors
+        places = F.conv2d(g, blocks.to(g.dtype), stride=2, padding=ctx.padding)
+        return F.pixel_shuffle(places, 2)[..., ctx.odd[0] :, ctx.odd[1] :], None, None, None, None
 
 
 def _leaves(model: nn.Sequential) -> list[nn.Module]:

@@ -300,7 +300,8 @@ def test_runs_and_epochs(measured):
     first = table.iloc[0]
     assert (first["data"], first["size"], first["d"], first["method"]) == ("digits", 8, 64, "augment-linf")
     assert (first["strength"], first["epochs"], first["resize"]) == (0.02, 2, "copy")
-    assert not {"history", "flags", "bins"} & set(table.columns)
+    assert not {"history", "flags", "bins", "initial"} & set(table.columns)
+    assert first["initial_l1"] == measured["initial"]["l1"]
     by_epoch = epochs([record(SMALL, measured)])
     assert by_epoch["epoch"].tolist() == [0, 1]
     assert by_epoch["test_l1"].tolist() == measured["history"]["test_l1"]

@@ -69,12 +69,14 @@ def runs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
     Returns:
         Columns ``data``, ``size``, ``resize``, ``d`` (input dimension), ``network``, ``method``, ``strength``,
-        ``seed``, ``epochs`` and every metric that is a single number (:func:`advdim.experiments.after_training.run`).
+        ``seed``, ``epochs``, every metric that is a single number (:func:`advdim.experiments.after_training.run`) and,
+        as ``initial_NAME``, those before training.
     """
     rows = []
     for point in points:
         single = {name: value for name, value in point["metrics"].items() if not isinstance(value, list | dict)}
-        rows.append(_settings(point["spec"]) | single)
+        initial = {f"initial_{name}": value for name, value in point["metrics"].get("initial", {}).items()}
+        rows.append(_settings(point["spec"]) | single | initial)
     return _sorted(rows)
 
 
