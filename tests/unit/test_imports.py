@@ -44,6 +44,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiments.store": {"experiments.spec"},
     "experiments.tables": {"experiments.spec", "scaling"},
     "experiments.after_training": {"attacks", "data", "experiments.spec", "measure", "models", "norms", "train"},
+    "experiments.cost": {
+        "experiments.after_training",
+        "experiments.spec",
+        "experiments.tables",
+        "models",
+        "passes",
+        "penalties",
+        "recipes",
+    },
     "experiments.point": {
         "data",
         "experiments.after_training",
