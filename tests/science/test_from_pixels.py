@@ -1,0 +1,79 @@
+"""A convolution of images, its gradient in them computed by blocks of pixels: that of the convolution itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from advdim import folding, passes
+
+CONVOLUTIONS = {
+    # name: (options of the layer, size of the images)
+    "reflect": ({"padding": 1, "padding_mode": "reflect"}, (8, 8)),
+    "circular": ({"padding": 1, "padding_mode": "circular"}, (8, 7)),
+    "zeros": ({"padding": 1}, (7, 8)),
+    "most zeros": ({"padding": 2}, (7, 7)),
+    "no padding": ({}, (7, 8)),
+    "no bias": ({"padding": 1, "bias": False}, (5, 5)),
+    "large kernel": ({"kernel_size": 5, "padding": 2, "padding_mode": "reflect"}, (9, 8)),
+    "oblong kernel": ({"kernel_size": (2, 4), "padding": (1, 2)}, (6, 7)),
+}
+
+
+def convolution(channels=3, dtype=torch.float64, **options):
+    torch.manual_seed(2)
+    return nn.Conv2d(channels, 5, **{"kernel_size": 3, **options}).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_gradient_by_blocks_of_pixels_is_that_of_the_convolution(name, channels):
+    options, size = CONVOLUTIONS[name]
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        layer = convolution(channels, dtype, **options)
+        quick = folding.FromPixels(layer)
+        x = torch.randn(2, channels, *size, dtype=dtype, requires_grad=True)
+        outputs = layer(x)
+        assert torch.equal(quick(x), outputs)
+        direction = torch.randn_like(outputs)
+        found = [torch.autograd.grad(module(x), x, direction)[0] for module in (quick, layer)]
+        torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+    x = x.detach().double().requires_grad_()
+    quick = folding.FromPixels(convolution(channels, **options))
+    assert torch.autograd.gradcheck(quick, x)
+    assert torch.autograd.gradgradcheck(lambda x: quick(x).square(), x)
+
+
+def test_in_bfloat16_too_the_gradient_by_blocks_is_that_of_the_convolution():
+    layer = convolution(dtype=torch.float32, padding=1, padding_mode="reflect")
+    x = torch.randn(4, 3, 8, 8, requires_grad=True)
+    found = []
+    for module in (folding.FromPixels(layer), layer):
+        with passes.bfloat16(x.device):
+            outputs = module(x)
+            assert outputs.dtype == torch.bfloat16
+        found.append(torch.autograd.grad(outputs.sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("quick", "options"),
+    [
+        (True, {}),
+        (True, {"channels": 4, "padding": 1, "padding_mode": "reflect"}),
+        (False, {"channels": 5}),
+        (False, {"stride": 2}),
+        (False, {"dilation": 2}),
+        (False, {"groups": 1, "padding": "same"}),
+        (False, {"padding": 3}),
+        (False, {"kernel_size": 1}),
+        (False, {"dtype": torch.float64}),
+    ],
+)
+def test_only_some_convolutions_go_by_blocks_and_only_at_rest(quick, options):
+    layer = convolution(**{"dtype": torch.float32, **options})
+    net = nn.Sequential(layer, nn.ReLU(), nn.Flatten())
+    assert any(isinstance(m, folding.FromPixels) for m in folding.folded(net)) == quick
+    layer.requires_grad_(True)
+    assert not any(isinstance(m, folding.FromPixels) for m in folding.folded(net))
+    with passes.frozen(net) as frozen:
+        assert any(isinstance(m, folding.FromPixels) for m in frozen) == quick
