@@ -214,7 +214,7 @@ def _by_size(
     if scale in ("quick", "medium"):
         # Few images, learnt by heart: of many, as many steps would be hardly any training.
         images, train, by_epoch, every, width = 200, 300, 50, 5, 16
-        recipe = replace(recipe, batch_size=16, lr=0.05, augment=False)
+        recipe = replace(recipe, batch_size=16, lr=0.02, augment=False)
         first, others = (some[1:2], ()) if scale == "quick" else (some, some[1:2])
     elif scale == "paper":
         images, by_epoch, recipe = None, 1000, replace(PAPER, batch_size=32)
