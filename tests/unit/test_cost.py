@@ -61,6 +61,7 @@ def test_numbers_moved_by_hand():
     weighted = sum(a + b + (a * b + b) / 10 for a, b in layers)
     assert count[1] == pytest.approx(weighted, rel=1e-12)
     assert count[2] == pytest.approx(weighted + 2 * 16, rel=1e-12)  # ReLU
+    assert count[3] == pytest.approx(3 / 10, rel=1e-12)
     back = sum(b + a * b / 10 + a for a, b in layers)  # reads slopes and weights, and writes slopes
     assert cost.per_image(network, 1, 8, "gradient", 10)[1] == pytest.approx(weighted + back, rel=1e-12)
 

@@ -5,7 +5,7 @@ device, which has shapes and no numbers. Operations are multiplications and addi
 convolutions and matrix products; batch-norm, ReLU, pooling and padding are free, as are the optimiser, augmentation and
 the steps of DeepFool after the first. Bytes are counted twice. ``bytes`` are those of the weight layers alone: each
 reads its operands and writes its results once, as if all that lies between them were fused into them. ``eager_bytes``
-are those of all operators, one after the other, as PyTorch runs them.
+are those of all operators, one after the other, as PyTorch runs them, with nothing kept in a cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ OPERATIONS, BYTES = {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12}, 3.35e
 PGD_STEPS = 7  # of training
 _STEP = "step of PGD"
 
-Count = NDArray[np.float64]  # operations, numbers moved by weight layers, numbers moved by all operators
+#: Operations, numbers moved by weight layers, numbers moved by all operators, operators.
+Count = NDArray[np.float64]
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -46,7 +47,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count: Count = np.zeros(3)
+        self.count: Count = np.zeros(4)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and count it."""
@@ -57,7 +58,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             operations = flop_registry.get(func._overloadpacket)
             moved = _numbers((_read(func, args), kwargs, out))
             done = operations(*args, **(kwargs or {}), out_val=out) if operations else 0
-            self.count += (done, moved if operations else 0, moved)
+            self.count += (done, moved if operations else 0, moved, 1)
         return out
 
 
@@ -77,7 +78,7 @@ def _numbers(tree: Any) -> int:
 
 @lru_cache(maxsize=1000)
 def per_image(network: Network, channels: int, size: int, what: str, batch: int = 100) -> Count:
-    """The count of one pass through a network, divided by the images of the batch.
+    """Count of one pass through a network, divided by the images of the batch.
 
     Args:
         network: the network.
@@ -86,6 +87,9 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
         what: a method of :data:`advdim.penalties.METHODS`, for a step of training; or, of a network at rest, "forward",
             "gradient" (forward, and back to the images) or "deepfool" (its first step, all other classes in play).
         batch: images at a time.
+
+    Returns:
+        Operations; numbers moved by the weight layers, and by all operators; and the number of operators.
     """
     if what == "pgd-linf":  # whose attack looks at its numbers: its steps, and then usual training
         parts = (per_image(network, channels, size, part, batch) for part in (_STEP, "none"))
@@ -161,7 +165,7 @@ def _spec(spec: dict[str, Any]) -> AfterTraining:
 
 def _of_run(spec: AfterTraining) -> dict[str, float]:
     costs = dict.fromkeys(("operations", "bytes", "eager_bytes", "by_operations", "by_bytes", "least"), 0.0)
-    for precision, (operations, numbers, eager) in _counts(spec):
+    for precision, (operations, numbers, eager, _) in _counts(spec):
         width = 2 if precision == "bf16" else 4  # bytes per number
         hours = operations / OPERATIONS[precision] / 3600, width * numbers / BYTES / 3600
         for name, cost in zip(costs, (operations, width * numbers, width * eager, *hours, max(hours)), strict=True):
