@@ -237,7 +237,7 @@ def test_the_grid_of_4_1(scale, strengths, seeds, data):
     ("4.2", "cifar10", 3), ("4.2", "digits", 3), ("natural", "imagenette", 1), ("readouts", "cifar10", 3)
 ])  # fmt: skip
 @pytest.mark.parametrize(("scale", "sizes", "first", "others"), [
-    ("quick", 3, 1, 0), ("medium", 3, 3, 1), ("short", 3, 3, 3), ("paper", 4, 6, 6)
+    ("quick", 3, 1, 0), ("medium", 3, 3, 0), ("short", 3, 3, 3), ("paper", 4, 6, 6)
 ])  # fmt: skip
 def test_the_grids_over_sizes(experiment, data, series, scale, sizes, first, others):
     if experiment == "readouts" and scale in ("quick", "medium"):  # no network is the paper's there
@@ -263,7 +263,8 @@ def test_the_grids_over_sizes(experiment, data, series, scale, sizes, first, oth
 def test_what_quick_has_measured_medium_has_too(experiment):
     data = "imagenette" if experiment == "natural" else "cifar10"
     quick, medium = ({spec.key(p) for p in grids.GRIDS[experiment](scale, data)} for scale in ("quick", "medium"))
-    assert quick < medium
+    assert quick <= medium
+    assert (quick == medium) == (experiment == "readouts")  # which has no PGD training below "short"
 
 
 def test_4_2_measures_maxima_without_ties_and_a_network_without_maxima():

@@ -146,9 +146,9 @@ def section_4_2(scale: str, data: str) -> list[AfterTraining]:
 
     Args:
         scale: "quick" (3 sizes, 3 seeds, networks of 16 channels, 20 epochs of 300 images; the paper's network after
-            PGD training of one strength, too), "medium" (the same, and PGD training of three strengths on the paper's
-            network, of one on the others), "short" (3 sizes, 3 strengths, 3 seeds, the paper's networks for 20 epochs
-            of all images) or "paper" (4 sizes, 6 strengths, 3 seeds, 200 epochs).
+            PGD training of one strength, too), "medium" (the same, with PGD training of three strengths), "short" (3
+            sizes, 3 strengths, 3 seeds, the paper's networks for 20 epochs of all images) or "paper" (4 sizes, 6
+            strengths, 3 seeds, 200 epochs).
         data: "digits", or a name that begins with "cifar10".
 
     Raises:
@@ -204,7 +204,7 @@ def _by_size(
     experiment: str,
     attacked: int = 1,
 ) -> list[AfterTraining]:
-    """Usual training of every series at every size; PGD training of all, below "short" of the first ``attacked``."""
+    """Usual and PGD training of every series at every size; below "short", PGD training of the first ``attacked``."""
     recipe, some = Recipe(batch_size=128, lr=0.1, augment=data != "digits", bf16=True), PGD_STRENGTHS[1::2]
     images: int | None = 2000
     train: int | None = None
@@ -215,7 +215,7 @@ def _by_size(
         # Few images, learnt by heart: of many, as many steps would be hardly any training.
         images, train, by_epoch, every, width = 200, 300, 50, 5, 16
         recipe = replace(recipe, batch_size=16, lr=0.02, augment=False)
-        first, others = (some[1:2], ()) if scale == "quick" else (some, some[1:2])
+        first, others = some[1:2] if scale == "quick" else some, ()
     elif scale == "paper":
         images, by_epoch, recipe = None, 1000, replace(PAPER, batch_size=32)
         first = others = PGD_STRENGTHS
