@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attacks, norms, passes
+from .twice import Twice
 
 #: Takes (model, x [N, C, H, W], y [N], strength, generator) to the scalar to minimise.
 Objective = Callable[[nn.Module, Tensor, Tensor, float, torch.Generator | None], Tensor]
@@ -65,9 +66,11 @@ def gradient_penalty(model: nn.Module, x: Tensor, y: Tensor, *, strength: float,
     size = _size(strength, norms.dual(q), x)
     if size == 0:
         return plain(model, x, y)
-    leaf, outputs = passes.with_graph(model, x, twice=True)
+    layers = Twice()
+    with layers:
+        leaf, outputs = passes.with_graph(model, x)
     losses = _losses(outputs, y)
-    return losses.mean() + size / 2 * norms.norm(_gradient(losses, leaf), q).mean()
+    return losses.mean() + size / 2 * norms.norm(layers.gradient(losses, leaf), q).mean()
 
 
 @torch.enable_grad()
@@ -174,7 +177,9 @@ def cross_lipschitz(
         raise ValueError(f"estimator must be 'exact' or 'random-sign', got {estimator!r}")
     if strength == 0:
         return plain(model, x, y)
-    leaf, outputs = passes.with_graph(model, x, twice=True)
+    layers = Twice()
+    with layers:
+        leaf, outputs = passes.with_graph(model, x)
     # With g_l = grad f_l, S = sum_l g_l and h_l = g_l - S/K = grad (f_l - mean f), half the sum over ordered pairs is
     #   sum_{l<m} |g_l - g_m|^2 = (1/2) sum_{l,m} (|g_l|^2 - 2 <g_l, g_m> + |g_m|^2) = K sum_l |g_l|^2 - |S|^2,
     # and as sum_l |h_l|^2 = sum_l |g_l|^2 - |S|^2 / K, it equals K sum_l |h_l|^2: nothing large is left to cancel.
@@ -189,7 +194,7 @@ def cross_lipschitz(
         # E s_l s_m = 1[l = m] for independent signs, so E |sum_l s_l h_l|^2 = sum_{l,m} E[s_l s_m] <h_l, h_m>
         # = sum_l |h_l|^2, and sum_l s_l h_l is the gradient of sum_l s_l (f_l - mean f).
         directions = [(_signs(outputs, generator) * centred).sum(dim=1)]
-    squares = sum(_gradient(f, leaf).square().flatten(1).sum(dim=1) for f in directions)
+    squares = sum(layers.gradient(f, leaf).square().flatten(1).sum(dim=1) for f in directions)
     return (_losses(outputs, y) + strength * 2 / outputs.shape[1] * squares).mean()
 
 
@@ -247,11 +252,6 @@ def _size(strength: float, p: float, x: Tensor) -> float:
 
 def _losses(outputs: Tensor, y: Tensor) -> Tensor:
     return passes.per_example(passes.cross_entropy(outputs, y), y)
-
-
-def _gradient(values: Tensor, leaf: Tensor) -> Tensor:
-    """Gradient of every example's value in its own image, with a graph."""
-    return torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
 
 
 def _signs(outputs: Tensor, generator: torch.Generator) -> Tensor:

@@ -33,10 +33,9 @@ from .recipes import DivergenceError as DivergenceError
 from .recipes import Recipe as Recipe
 from .recipes import Result as Result
 
-#: Methods that differentiate twice: the channels-last layout brings them nothing.
+#: Methods that differentiate twice: of a layout, only what is measured on a CPU, with the layers of ``twice``, is known.
 DOUBLE = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
 _CHUNK = 1000  # images evaluated at a time: bounds the memory for enlarged ones
-
 Pairs = dict[str, tuple[Tensor, Tensor]]  # images and labels, by what they are for
 
 #: Takes (model in eval mode, x [N, C, H, W] as the model takes them, y [N]) to numbers, sums over the images.
@@ -290,7 +289,8 @@ def _some(pair: tuple[Tensor, Tensor], among: Tensor, n: int) -> tuple[Tensor, T
 @contextmanager
 def _layout(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Parameters in the layout in which this method's convolutions run fastest, meanwhile."""
-    if recipe.method in DOUBLE or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+    convolutions = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    if not convolutions or (recipe.method in DOUBLE and not _weight(model).is_cpu):
         yield
         return
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -182,17 +182,17 @@ def test_channels_last_is_used_and_changes_nothing_but_rounding(batch_norm_first
     torch.testing.assert_close(measure.input_gradients(net, x, y), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_double_backpropagation_keeps_the_layout_of_the_images():
+@pytest.mark.parametrize("method", ["none", "gradient-l1", "cross-lipschitz"])
+def test_objectives_use_channels_last(method):
     net, (x, y) = build().train(), images(dtype=torch.float32)
     inner = []
     net[-3].register_forward_pre_hook(lambda _, args: inner.append(args[0]))
-    penalties.gradient_penalty(net, x, y, strength=0.1, q=1)
-    assert inner[-1].is_contiguous()
-    penalties.plain(net, x, y)
+    penalties.objective(method)(net, x, y, 0.0 if method == "none" else 0.1, None)
     assert inner[-1].is_contiguous(memory_format=torch.channels_last)
+    assert not inner[-1].is_contiguous()
 
 
-@pytest.mark.parametrize("method", ["none", "pgd-linf"])
+@pytest.mark.parametrize("method", ["none", "pgd-linf", "gradient-l2"])
 def test_training_in_channels_last_reaches_the_same_weights(method, monkeypatch):
     x, y = images(24, torch.float32)
     recipe = train.Recipe(method, 0.0 if method == "none" else 0.01, epochs=1, batch_size=8, lr=0.01)
