@@ -33,7 +33,7 @@ from .recipes import DivergenceError as DivergenceError
 from .recipes import Recipe as Recipe
 from .recipes import Result as Result
 
-#: Methods that differentiate twice: of a layout, only what is measured on a CPU, with the layers of ``twice``, is known.
+#: Methods that differentiate twice. Off a CPU, they keep the layout of the model; ``twice`` has layers for CPUs only.
 DOUBLE = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
 _CHUNK = 1000  # images evaluated at a time: bounds the memory for enlarged ones
 Pairs = dict[str, tuple[Tensor, Tensor]]  # images and labels, by what they are for
