@@ -66,6 +66,11 @@ def test_numbers_moved_by_hand():
     assert cost.per_image(network, 1, 8, "gradient", 10)[1] == pytest.approx(weighted + back, rel=1e-12)
 
 
+def test_networks_at_rest_are_counted_folded():
+    """Padding, convolution and ReLU three times over, an average and a linear layer; each batch-norm is merged."""
+    assert 10 * cost.per_image(CONV, 3, 16, "forward", 10)[3] == pytest.approx(3 * 3 + 2)
+
+
 def test_maps_are_read_for_gradients_of_weights_alone():
     x, layer = torch.randn(2, 3, 8, 8, requires_grad=True), nn.Conv2d(3, 5, 3, padding=1, bias=False)
     out = layer(x)
