@@ -427,11 +427,15 @@ def test_batch_norm_sees_the_passes_of_the_objective_and_no_others(digits, test_
 
 @pytest.mark.parametrize("method", penalties.METHODS)
 def test_convolutions_are_laid_out_for_the_method_meanwhile(digits, method):
-    net = conv()
+    net, recipe = conv(), Recipe(method, STRENGTHS[method], epochs=1)
     seen = trace(net, lambda m, _: m[3].weight.is_contiguous(memory_format=torch.channels_last))
-    fit(net, digits, Recipe(method, STRENGTHS[method], epochs=1))
-    assert set(seen) == {not method.startswith(("gradient", "cross-lipschitz"))}
+    fit(net, digits, recipe)
+    assert set(seen) == {True}
     assert net[3].weight.is_contiguous()
+    elsewhere = conv().to("meta")  # not a CPU
+    with train._layout(elsewhere, recipe):
+        laid_out = elsewhere[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert laid_out == (not method.startswith(("gradient", "cross-lipschitz")))
 
 
 # Failures
