@@ -50,7 +50,7 @@ class Twice(TorchFunctionMode):
 
     def _convolution(
         self,
-        x: Tensor,
+        input: Tensor,  # the name that it has in PyTorch
         weight: Tensor,
         bias: Tensor | None = None,
         stride: int | Sequence[int] = 1,
@@ -58,8 +58,9 @@ class Twice(TorchFunctionMode):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor | None:
-        if x.device.type != "cpu" or x.ndim != 4 or isinstance(padding, str):
+        if input.device.type != "cpu" or input.ndim != 4 or isinstance(padding, str):
             return None
+        x = input
         if torch.is_autocast_enabled("cpu"):
             x, weight = _cast(x), _cast(weight)
             bias = None if bias is None else _cast(bias)

@@ -35,7 +35,12 @@ LAYERS = {
         [(6, 2, 3, 2)],
         "_Convolution",
     ),
-    "options as numbers": (lambda x, w: F.conv2d(x, w, stride=2, padding=1), (1, 2, 5, 5), [(3, 2, 3, 3)], "_Convo"),
+    "options by name": (
+        lambda x, w: F.conv2d(input=x, weight=w, stride=2, padding=(1,)),
+        (1, 2, 5, 5),
+        [(3, 2, 3, 3)],
+        "_Convolution",
+    ),
     "batch-norm": (
         lambda x, w, b: F.batch_norm(x, *RUNNING, w, b, training=True, eps=0.1),
         (3, 2, 3, 2),
