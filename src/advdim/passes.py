@@ -31,7 +31,11 @@ def per_example(values: Tensor, y: Tensor) -> Tensor:
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
-    """Outputs [N, K]; on a CPU by way of the channels-last layout, in which convolutions run 1.5 to 2 times as fast."""
+    """Outputs [N, K]; on a CPU by way of the channels-last layout, in which convolutions run 1.5 to 2 times as fast.
+
+    In that layout PyTorch adds up the statistics of a batch-norm in train mode one number after the other: in float32,
+    means over 128 maps of 32x32 are off by 1e-5 of a standard deviation, by 1e-3 where most places hold one number.
+    """
     # Someone else's forward may call .view on a map, which this layout forbids; the modules of these packages do not.
     safe = all(type(m).__module__.startswith(("torch.nn.", "torchvision.models.", "advdim.")) for m in model.modules())
     if safe and x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4 and not _leads_there(model):
