@@ -248,7 +248,7 @@ def test_penalty_and_augmentation_reach_the_same_gradients(a, b, low, high):
 
 def kind(s):
     """What the re-measured points of a record differ in."""
-    return s.network.name if isinstance(s, AtInitialisation) else (s.network, s.recipe.method)
+    return s.network.name if isinstance(s, AtInitialisation) else (s.network, s.recipe.method, s.images.size)
 
 
 @pytest.mark.slow
