@@ -196,3 +196,39 @@ def test_behind_a_projection_nothing_grows_from_64_px_on_and_accuracy_stays():
     assert by_size(projected["accuracy"], projected) == pytest.approx(
         by_size(connected["accuracy"], connected), abs=0.01
     )
+
+
+# Robust training
+
+
+def test_pgd_training_lowers_the_level_undoes_the_growth_and_costs_the_fit():
+    usual = by_size(runs("tied")[0]["l1"], runs("tied")[0])
+    learnt = []
+    for strength, low, high in ((0.0, 1, 1), (0.001, 1.9, 4.1), (0.004, 5, 16), (0.016, 30, 71)):
+        table, epochs = runs("tied", strength=strength)
+        lowered = usual / by_size(table["l1"], table)
+        assert (lowered >= low).all()
+        assert (lowered <= high).all()
+        growth = fit(table, "l1")
+        if strength == 0.001:
+            assert growth.contains(0)
+            assert growth.high < fit(runs("tied")[0], "l1").low
+        elif strength:
+            assert growth.high < 0
+        last = epochs[epochs["epoch"] == LAST]
+        learnt.append(by_size(last["train_accuracy"], last))
+    assert (np.diff(learnt, axis=0) < 0).all()
+    assert (np.array(learnt)[:3, 2] < np.array(learnt)[:3, 0]).all()
+    assert (learnt[3] < 0.3).all()
+
+
+def test_a_fixed_strength_asks_more_of_larger_images():
+    table = runs("interpolated")[0]
+    initial = by_size(table["initial_l1"], table)
+    assert 4 < initial[2] / initial[0] < 5
+
+
+def test_test_accuracies_at_the_three_sizes_do_not_differ_beyond_their_error():
+    found = [by_size(t["accuracy"], t) for t in (runs("tied", strength=s)[0] for s in (0.0, 0.001, 0.004, 0.016))]
+    assert np.ptp(found, axis=1).max() < 0.05
+    assert found[0].min() > found[3].max() + 0.05
