@@ -102,6 +102,17 @@ def test_an_image_on_the_boundary_leaves_it(p, dtype):
     assert norms.norm(attacked - x, p) < 1e-5
 
 
+def test_an_image_is_across_the_boundary_by_more_than_rounding():
+    """Logits that differ in the last digit alone may be in another order in the caller's own layers."""
+    net, x = linear(3), batch(400)[0]
+    net, x = net.float(), x.float()
+    before = net(x).argmax(1)
+    after = net(attacks.deepfool(net, x, overshoot=0.0))
+    own = after.gather(1, before[:, None])[:, 0]
+    lead = after.scatter(1, before[:, None], -math.inf).amax(1) - own
+    assert (lead > 8 * torch.finfo(torch.float32).eps * own.abs()).all()
+
+
 def test_where_no_gradient_leads_to_another_class_the_image_stays():
     net, (x, _) = linear(3), batch(4)
     with torch.no_grad():
