@@ -81,11 +81,11 @@ def _walk(
             if outputs.shape[1] < 2:
                 raise ValueError(f"DeepFool needs at least 2 classes, the model has {outputs.shape[1]}")
             y = torch.where(y < 0, outputs.argmax(1), y)
-            others = outputs.detach().scatter(1, y[:, None], -math.inf)
+        others = outputs.detach().scatter(1, y[:, None], -math.inf)
+        if step == 0:
             rivals = others.topk(min(candidates, outputs.shape[1]) - 1, dim=1).indices
         # Until it is across by more than rounding: layers are merged here, and the caller's model rounds differently.
-        own = outputs.detach().gather(1, y[:, None])[:, 0]
-        best = outputs.detach().scatter(1, y[:, None], -math.inf).amax(1)
+        own, best = outputs.detach().gather(1, y[:, None])[:, 0], others.amax(1)
         left = best - own <= 16 * torch.finfo(x.dtype).eps * (best.abs() + own.abs())
         if not left.all():  # another pass forward for the rest costs less than passes back for all
             rows, x, y, point, total, rivals = (t[left] for t in (rows, x, y, point, total, rivals))
