@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,9 @@ REQUIRED = {
     ("train pgd-linf 4.1", "plain loop"): 2.0,
     ("train pgd-linf 4.2", "plain loop"): 2.5,
 }
+
+
+TURN = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -69,20 +73,31 @@ class Row:
 def side_by_side(
     contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, in turns, after one turn to warm up; whoever is first changes with the repeat."""
+    """Seconds per call of each contestant, in turns, after a call or two to warm up.
+
+    Whoever is first changes with the repeat. A turn is as many calls as fill half a second: the first after another
+    contestant's finds the allocator as that one left it.
+    """
+    calls = {}
+    for name, run in contestants.items():
+        once = _seconds(run, 1, device)
+        calls[name] = 1 if once > TURN else math.ceil(TURN / _seconds(run, 1, device))  # the first call warms up
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
     names = list(contestants)
     for repeat in range(repeats):
         shift = repeat % len(names)
         for name in names[shift:] + names[:shift]:
-            synchronise(device)
-            start = time.perf_counter()
-            contestants[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_seconds(contestants[name], calls[name], device))
     return seconds
+
+
+def _seconds(run: Callable[[], object], calls: int, device: torch.device) -> float:
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronise(device)
+    return (time.perf_counter() - start) / calls
 
 
 class Flops(TorchDispatchMode):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .blocks import FromPixels, fits
 from .models import Net, Normalise
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -50,73 +49,15 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def _quick(layer: nn.Module) -> nn.Module:
-    """A convolution with the layout of weights and the way back that are fastest on a CPU; any other layer as it is."""
-    if type(layer) is not nn.Conv2d or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+    """A convolution that rests, with layout and way back that are fastest on a CPU; any other layer as it is."""
+    if type(layer) is not nn.Conv2d or layer.weight.requires_grad:
+        return layer
+    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
     if not layer.weight.is_contiguous(memory_format=torch.channels_last):
-        layer = copy.deepcopy(layer)
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return FromPixels(layer) if _from_pixels(layer) else layer
-
-
-def _from_pixels(layer: nn.Conv2d) -> bool:
-    """Whether a convolution has few channels, as of images, weights that rest, and the same sums at every pixel."""
-    if layer.in_channels > 4 or layer.weight.requires_grad or isinstance(layer.padding, str):
-        return False
-    fits = all(k > 1 and p < k for k, p in zip(layer.kernel_size, layer.padding, strict=True))
-    return fits and (layer.groups, layer.stride, layer.dilation) == (1, (1, 1), (1, 1))
-
-
-class FromPixels(nn.Module):
-    """A convolution of images, its gradient in them computed for blocks of 2x2 pixels; its weights must rest.
-
-    That gradient is itself a convolution, to 3 channels, which oneDNN pads to the 16 of its vectors. Here, the pixels
-    of a block are 12 channels of a convolution of stride 2, whose kernel of 4x4 holds the flipped one, of 3x3, at four
-    offsets: 16 products of vectors for four pixels in place of 4 x 9. It takes 0.5 to 0.6 of the time.
-
-    Args:
-        layer: with groups, stride and dilation 1, and less padding than its kernel is wide.
-    """
-
-    blocks: Tensor
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-        flipped = layer.weight.detach().flip(2, 3).transpose(0, 1)
-        channels, _, height, width = flipped.shape
-        blocks = flipped.new_zeros(channels, 2, 2, layer.out_channels, height + 1, width + 1)
-        for i in range(2):
-            for j in range(2):
-                blocks[:, i, j, :, i : i + height, j : j + width] = flipped
-        self.register_buffer("blocks", blocks.flatten(0, 2).contiguous(memory_format=torch.channels_last))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives for images [N, C, H, W]."""
-        height, width = (int(p) for p in self.layer.padding)
-        if self.layer.padding_mode != "zeros":
-            x, height, width = F.pad(x, (width, width, height, height), self.layer.padding_mode), 0, 0
-        arguments = x, self.layer.weight, self.layer.bias, self.blocks, (height, width)
-        outputs: Tensor = _ByBlocks.apply(*arguments)  # type: ignore[no-untyped-call]
-        return outputs
-
-
-class _ByBlocks(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor, padding: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(blocks)
-        ctx.odd = [size % 2 for size in x.shape[2:]]
-        # Of an odd number of rows, or columns, the first block lies one before the image.
-        ctx.padding = [k - 2 - p + odd for k, p, odd in zip(blocks.shape[2:], padding, ctx.odd, strict=True)]
-        return F.conv2d(x, weight, bias, padding=padding)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g,), (blocks,) = gradients, ctx.saved_tensors
-        places = F.conv2d(g, blocks.to(g.dtype), stride=2, padding=ctx.padding).contiguous()
-        return F.pixel_shuffle(places, 2)[..., ctx.odd[0] :, ctx.odd[1] :], None, None, None, None
+        layer = _copy(layer, weight=layer.weight.detach().contiguous(memory_format=torch.channels_last))
+    how = layer.stride, layer.padding, layer.dilation, layer.groups
+    return FromPixels(layer) if fits(layer.weight, *how) else layer
 
 
 def _leaves(model: nn.Sequential) -> list[nn.Module]:
@@ -169,7 +110,13 @@ def _merged(layer: nn.Module, scale: Tensor, shift: Tensor, *, at_input: bool = 
     else:
         bias = bias * scale + shift
         weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-    merged = copy.deepcopy(layer)
-    merged.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
-    merged.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
-    return merged
+    return _copy(layer, weight=weight.to(layer.weight), bias=bias.to(layer.weight))
+
+
+def _copy(layer: nn.Module, **parameters: Tensor) -> nn.Module:
+    """The layer with other parameters, which rest; sooner than a deep copy, which is felt where images are few."""
+    other = copy.copy(layer)
+    other._parameters = dict(layer._parameters)
+    for name, value in parameters.items():
+        setattr(other, name, nn.Parameter(value, requires_grad=False))
+    return other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import folding
+from . import blocks, folding
 
 #: A loss per example: (outputs [N, K], labels [N]) to [N].
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,17 +70,25 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[
 @contextmanager
 def bfloat16(device: torch.device) -> Iterator[None]:
     """Convolutions and matrix products in bfloat16 meanwhile, by autocast."""
-    with torch.autocast(device.type, torch.bfloat16), _PaddingAsGiven():
+    with torch.autocast(device.type, torch.bfloat16), _OnCPU():
         yield
 
 
-class _PaddingAsGiven(TorchFunctionMode):
-    """Padding keeps its dtype; autocast on a CPU takes it to float32, which costs two copies, a tenth of the time."""
+class _OnCPU(TorchFunctionMode):
+    """What is quicker on a CPU than autocast alone.
+
+    Padding keeps its dtype; autocast takes it to float32, which costs two copies, a tenth of the time. Convolutions of
+    images have their gradient in the images computed by blocks.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Any function as it is, padding without autocast."""
+        """A convolution by blocks, where that can be done, padding without autocast, any other function as it is."""
+        kwargs = kwargs or {}
+        outputs = blocks.by_blocks(*args, **kwargs) if func is torch.conv2d else None
+        if outputs is not None:
+            return outputs
         with torch.autocast("cpu", enabled=False) if func is F.pad else nullcontext():
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
 
 class frozen:
@@ -108,7 +117,9 @@ def batches(*tensors: Tensor, batch_size: int | None = None) -> Iterator[tuple[T
     if batch_size is None:
         # On a CPU, keep a map of 64 channels below the 32 MiB past which glibc maps each tensor's memory anew.
         room = 24 * 2**20 if first.device.type == "cpu" else 2**30
-        batch_size = max(1, room // max(1, 64 * first.element_size() * first[0, 0].numel()))
+        most = max(1, room // max(1, 64 * first.element_size() * first[0, 0].numel()))
+        parts = max(1, math.ceil(len(first) / most))
+        batch_size = max(1, math.ceil(len(first) / parts))  # of one size, so that the allocator finds what fits
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     yield from zip(*(torch.split(t, batch_size) for t in tensors), strict=True)

@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,12 +97,11 @@ def one_step_augmentation(model: nn.Module, x: Tensor, y: Tensor, *, strength: f
     leaf, outputs = passes.with_graph(model, x)
     losses = _losses(outputs, y)
     # One pass back through the clean loss gives the attack's gradient and the parameters'; attacks.one_step would make
-    # passes of its own. The parameters' goes into the objective as that of a term linear in them, which is 0.
+    # passes of its own.
     parameters = [q for q in model.parameters() if q.requires_grad]
     g, *slopes = torch.autograd.grad(losses.sum(), [leaf, *parameters], allow_unused=True)
-    known = [((q - q.detach()) * s).sum() for q, s in zip(parameters, slopes, strict=True) if s is not None]
-    clean = (losses.detach().sum() + sum(known)) / len(x)
-    return (clean + plain(model, x.detach() + size * norms.steepest(g, p), y)) / 2
+    clean: Tensor = _Known.apply(losses.detach().sum(), slopes, *parameters)  # type: ignore[no-untyped-call]
+    return (clean / len(x) + plain(model, x.detach() + size * norms.steepest(g, p), y)) / 2
 
 
 def pgd_training(
@@ -196,6 +196,19 @@ def cross_lipschitz(
         directions = [(_signs(outputs, generator) * centred).sum(dim=1)]
     squares = sum(layers.gradient(f, leaf).square().flatten(1).sum(dim=1) for f in directions)
     return (_losses(outputs, y) + strength * 2 / outputs.shape[1] * squares).mean()
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients in the parameters, the slopes, have been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, slopes: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.slopes = slopes
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if s is None else gradients[0] * s for s in ctx.slopes)
 
 
 def _usual(model: nn.Module, x: Tensor, y: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advdim import folding, passes
+from advdim import blocks, folding, passes
 
 CONVOLUTIONS = {
     # name: (options of the layer, size of the images)
@@ -30,7 +30,7 @@ def test_a_gradient_by_blocks_of_pixels_is_that_of_the_convolution(name, channel
     options, size = CONVOLUTIONS[name]
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         layer = convolution(channels, dtype, **options)
-        quick = folding.FromPixels(layer)
+        quick = blocks.FromPixels(layer)
         x = torch.randn(2, channels, *size, dtype=dtype, requires_grad=True)
         outputs = layer(x)
         assert torch.equal(quick(x), outputs)
@@ -38,16 +38,54 @@ def test_a_gradient_by_blocks_of_pixels_is_that_of_the_convolution(name, channel
         found = [torch.autograd.grad(module(x), x, direction)[0] for module in (quick, layer)]
         torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
     x = x.detach().double().requires_grad_()
-    quick = folding.FromPixels(convolution(channels, **options))
+    quick = blocks.FromPixels(convolution(channels, **options))
     assert torch.autograd.gradcheck(quick, x)
     assert torch.autograd.gradgradcheck(lambda x: quick(x).square(), x)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_in_training_the_gradients_by_blocks_are_those_of_the_convolution(name):
+    options, size = CONVOLUTIONS[name]
+    layer = convolution(**options).requires_grad_(True)
+    padding = layer.padding if layer.padding_mode == "zeros" else 0
+
+    def outputs(x, way):
+        found = way(x, layer.weight, layer.bias, (1, 1), padding, 1, 1)
+        assert found.grad_fn.name() == ("_ByBlocksBackward" if way is blocks.by_blocks else "ConvolutionBackward0")
+        return found
+
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    parameters = [x, *layer.parameters()]
+    direction = torch.randn_like(outputs(x, torch.conv2d))
+    ways = (blocks.by_blocks, torch.conv2d)
+    found = [torch.autograd.grad(outputs(x, way), parameters, direction) for way in ways]
+    assert len(found[0]) == (2 if layer.bias is None else 3)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_training_in_bfloat16_goes_by_blocks_where_an_image_s_gradient_is_asked_for():
+    layer = convolution(dtype=torch.float32, padding=1, padding_mode="reflect").requires_grad_(True)
+    x = torch.randn(4, 3, 8, 8)
+    found = []
+    for quick in (True, False):
+        leaf = x.clone().requires_grad_()
+        outputs = layer(leaf)
+        if quick:
+            with passes.bfloat16(x.device):
+                assert layer(x).grad_fn.name() == "ConvolutionBackward0"
+                outputs = layer(leaf)
+        assert (outputs.grad_fn.name() == "_ByBlocksBackward") == quick
+        found.append(torch.autograd.grad(outputs.float().square().mean(), [leaf, *layer.parameters()]))
+    for g, exact in zip(*found, strict=True):
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
 
 
 def test_in_bfloat16_too_the_gradient_by_blocks_is_that_of_the_convolution():
     layer = convolution(dtype=torch.float32, padding=1, padding_mode="reflect")
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
     found = []
-    for module in (folding.FromPixels(layer), layer):
+    for module in (blocks.FromPixels(layer), layer):
         with passes.bfloat16(x.device):
             outputs = module(x)
             assert outputs.dtype == torch.bfloat16
@@ -72,8 +110,8 @@ def test_in_bfloat16_too_the_gradient_by_blocks_is_that_of_the_convolution():
 def test_only_some_convolutions_go_by_blocks_and_only_at_rest(quick, options):
     layer = convolution(**{"dtype": torch.float32, **options})
     net = nn.Sequential(layer, nn.ReLU(), nn.Flatten())
-    assert any(isinstance(m, folding.FromPixels) for m in folding.folded(net)) == quick
+    assert any(isinstance(m, blocks.FromPixels) for m in folding.folded(net)) == quick
     layer.requires_grad_(True)
-    assert not any(isinstance(m, folding.FromPixels) for m in folding.folded(net))
+    assert not any(isinstance(m, blocks.FromPixels) for m in folding.folded(net))
     with passes.frozen(net) as frozen:
-        assert any(isinstance(m, folding.FromPixels) for m in frozen) == quick
+        assert any(isinstance(m, blocks.FromPixels) for m in frozen) == quick

@@ -16,6 +16,11 @@ def digits(monkeypatch, tmp_path):
     monkeypatch.setenv("ADVDIM_DATA", str(tmp_path))  # where nothing is
 
 
+@pytest.fixture(autouse=True)
+def _one_call_per_turn(monkeypatch):
+    monkeypatch.setattr(timing, "TURN", 0.0)
+
+
 def lines_of(printed):
     return [line for line in printed.splitlines() if re.match(r"4\.\d  ", line)]
 
@@ -56,13 +61,19 @@ def test_a_ratio_is_of_medians_and_is_held_against_what_is_required():
     assert timing.Row("4.2", "train other", "plain loop", [1.0], [1.0], "").required is None
 
 
-def test_contestants_take_turns():
-    turns = []
-    seconds = timing.side_by_side(
-        {name: (lambda name=name: turns.append(name)) for name in "ab"}, 3, torch.device("cpu")
-    )
-    assert "".join(turns) == "ab" + "ab" + "ba" + "ab"
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+def test_contestants_take_turns_of_half_a_second(monkeypatch):
+    monkeypatch.setattr(timing, "TURN", 0.5)
+    clock, turns = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def contestant(name, seconds):
+        turns.append(name)
+        clock[0] += seconds
+
+    contestants = {"a": lambda: contestant("a", 0.25), "b": lambda: contestant("b", 2.0)}
+    seconds = timing.side_by_side(contestants, 3, torch.device("cpu"))
+    assert "".join(turns) == "aa" + "b" + "aa" + "b" + "b" + "aa" + "aa" + "b"
+    assert seconds == {"a": [0.25] * 3, "b": [2.0] * 3}
 
 
 def test_operations_are_counted_backwards_too():
