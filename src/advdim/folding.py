@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from .blocks import FromPixels, fits
 from .models import Net, Normalise
 
+Layer = TypeVar("Layer", bound=nn.Module)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -113,7 +115,7 @@ def _merged(layer: nn.Module, scale: Tensor, shift: Tensor, *, at_input: bool = 
     return _copy(layer, weight=weight.to(layer.weight), bias=bias.to(layer.weight))
 
 
-def _copy(layer: nn.Module, **parameters: Tensor) -> nn.Module:
+def _copy(layer: Layer, **parameters: Tensor) -> Layer:
     """The layer with other parameters, which rest; sooner than a deep copy, which is felt where images are few."""
     other = copy.copy(layer)
     other._parameters = dict(layer._parameters)
