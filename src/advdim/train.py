@@ -101,7 +101,7 @@ def fit(
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
         eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
-        eval_every: after how many epochs train and test images are measured; the history's other rows go without.
+        eval_every: after every so many epochs, and the last, train and test images are measured.
         metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
             The history gets their means, as ``train_NAME`` and ``test_NAME``.
 
@@ -158,11 +158,10 @@ def fit(
     off = None if progress else True  # None: off unless on a terminal
     with tqdm(total=steps, initial=done, unit="batch", disable=off, file=sys.stderr) as bar:
         try:
-            while run.state.epoch < recipe.epochs and not _stalled(run):
+            while not _ended(run, run.state.epoch):
                 with _layout(model, recipe):
                     _train_epoch(run, bar, save, checkpoint_every)
-                due = (run.state.epoch + 1) % eval_every == 0 or run.state.epoch + 1 == recipe.epochs
-                _end_epoch(run, held_out, *((test, few) if due else ({}, {})), metrics)
+                _end_epoch(run, held_out, test, few, eval_every, metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
         finally:
@@ -213,43 +212,44 @@ def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | Non
 
 
 def _refuse_divergence(run: _Run, losses: Tensor) -> None:
-    state = run.state
-    bad = (~losses[: state.batch].isfinite()).nonzero()
+    bad = (~losses[: run.state.batch].isfinite()).nonzero()
     if len(bad) or not all(bool(t.isfinite().all()) for t in run.model.state_dict().values()):
-        batch = int(bad[0]) if len(bad) else state.batch - 1
-        raise DivergenceError(run.recipe, state.epoch, batch, state.history)
+        batch = int(bad[0]) if len(bad) else run.state.batch - 1
+        raise DivergenceError(run.recipe, run.state.epoch, batch, run.state.history)
 
 
-def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, metrics: Metrics | None) -> None:
+def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, every: int, metrics: Metrics | None) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
-    weights = torch.tensor(run.sizes, dtype=torch.float64)
-    row = {"epoch": state.epoch, "loss": float(state.losses @ weights / weights.sum()), "lr": state.lr}
-    measured = {name: few[name] for name in ("train",) if few} | held_out | test
-    row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in measured.items()}
-    for name, (x, y) in few.items():
-        sums: dict[str, float] = {}
-        for xc, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
-            xc = _images(xc, recipe, model)
-            found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
-            found |= metrics(model, xc, yc) if metrics else {}
-            sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
-        row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
-    row["seconds"] = state.seconds
+    loss = float(state.losses @ torch.tensor(run.sizes, dtype=torch.float64)) / sum(run.sizes)
+    row = {"epoch": state.epoch, "loss": loss, "lr": state.lr, "seconds": state.seconds}
+    row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in held_out.items()}
     state.history.append(row)
     if held_out:
         best = None if state.best_epoch is None else state.history[state.best_epoch]["validation_accuracy"]
         if best is None or row["validation_accuracy"] > best:
             state.best_epoch = state.epoch
             state.best = {name: t.clone() for name, t in model.state_dict().items()}
+    if (state.epoch + 1) % every == 0 or _ended(run, state.epoch + 1):
+        for name, pair in ({"train": few["train"]} | test).items():
+            row[f"{name}_accuracy"] = _accuracy(model, *pair, recipe)
+        for name, (x, y) in few.items():
+            sums: dict[str, float] = {}
+            for part, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
+                xc = _images(part, recipe, model)
+                found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
+                found |= metrics(model, xc, yc) if metrics else {}
+                sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
+            row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     state.epoch += 1
     state.batch, state.order, state.losses, state.seconds = 0, None, None, 0.0
 
 
-def _stalled(run: _Run) -> bool:
+def _ended(run: _Run, epochs: int) -> bool:
+    """Whether training ends after so many epochs: all of them, or as many as early stopping waits for a better one."""
     patience, best = run.recipe.early_stopping, run.state.best_epoch
-    return patience is not None and best is not None and run.state.epoch - 1 - best >= patience
+    return epochs == run.recipe.epochs or (patience is not None and best is not None and epochs > best + patience)
 
 
 def _images(x: Tensor, recipe: Recipe, model: nn.Module) -> Tensor:

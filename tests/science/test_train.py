@@ -404,6 +404,14 @@ def test_some_epochs_are_measured_and_the_rest_only_validated(digits, test_digit
         fit(mlp(), digits, Recipe(), eval_every=0)
 
 
+def test_the_last_epoch_before_an_early_stop_is_measured(digits, test_digits):
+    x, y = test_digits
+    recipe = Recipe(epochs=40, lr=1e-9, validation=0.2, early_stopping=2)  # which does not learn
+    result = fit(mlp(), digits, recipe, x_test=x[:50], y_test=y[:50], eval_every=10)
+    assert (result.stopped_early, result.best_epoch, len(result.history)) == (True, 0, 3)
+    assert ["test_accuracy" in row and "train_l1" in row for row in result.history] == [False, False, True]
+
+
 def test_seeds_are_measured_on_the_same_few_images(digits, test_digits):
     sets = []
     for seed in (0, 1):
