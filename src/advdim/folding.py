@@ -13,16 +13,17 @@ from .blocks import FromPixels, fits
 from .models import Net, Normalise
 
 Layer = TypeVar("Layer", bound=nn.Module)
+_FORGETFUL = (nn.Conv2d, FromPixels, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A network of the same outputs and gradients up to rounding, with fewer layers; or the model, if none merge.
+    """A network of the same outputs and gradients up to rounding, in fewer passes; or the model, if it is as quick.
 
     In eval mode a batch-norm is an affine map per channel, as :class:`advdim.models.Normalise` is. It merges into the
     convolution or linear layer before it, across a pooling layer too, or else into the convolution after it, unless
-    zeros are padded in between. Only sequences of layers are folded, without hooks; the model stays as it is, and the
-    layers that do not change are shared with it.
+    zeros are padded in between. ReLUs overwrite what they are given where it is not needed again. Only sequences of
+    layers are folded, without hooks; the model stays as it is, and the layers that do not change are shared with it.
 
     Args:
         model: any module.
@@ -43,6 +44,7 @@ def folded(model: nn.Module) -> nn.Module:
         else:
             layers.append(layer)
     layers = [_quick(layer) for layer in layers]
+    layers = [_in_place(layer, before) for before, layer in zip([None, *layers], layers, strict=False)]
     if all(a is b for a, b in zip_longest(layers, leaves)):
         return model
     if isinstance(model, Net):
@@ -60,6 +62,11 @@ def _quick(layer: nn.Module) -> nn.Module:
         layer = _copy(layer, weight=layer.weight.detach().contiguous(memory_format=torch.channels_last))
     how = layer.stride, layer.padding, layer.dilation, layer.groups
     return FromPixels(layer) if fits(layer.weight, *how) else layer
+
+
+def _in_place(layer: nn.Module, before: nn.Module | None) -> nn.Module:
+    """A ReLU that overwrites outputs which the layer before does not need on the way back; any other as it is."""
+    return nn.ReLU(inplace=True) if type(layer) is nn.ReLU and type(before) in _FORGETFUL else layer
 
 
 def _leaves(model: nn.Sequential) -> list[nn.Module]:

@@ -123,7 +123,35 @@ def test_what_must_not_be_folded_is_not(kind):
         net = Residual(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)).double().eval()
     else:
         net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)).double().eval()
-    assert folding.folded(net) is net
+    folded = folding.folded(net)
+    if kind == "train mode":  # only its ReLUs are others
+        assert all(a is b or type(a) is type(b) is nn.ReLU for a, b in zip(folded, net, strict=True))
+    else:
+        assert folded is net
+
+
+@pytest.mark.parametrize("overwritten", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_relu_overwrites_only_what_nothing_else_needs(overwritten, train):
+    safe = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.MaxPool2d(2), nn.AvgPool2d(2)]
+    unsafe = [None, nn.Tanh(), nn.Identity(), nn.Flatten(0, 0), nn.Sigmoid(), nn.Upsample(scale_factor=2)]
+    for layer in safe if overwritten else unsafe:
+        front = [] if layer is None else [layer]
+        net = nn.Sequential(*front, nn.ReLU(), nn.Flatten()).double().train(train)
+        folded = folding.folded(net)
+        x = images()[0] - 0.5
+        leaf, kept = x.clone().requires_grad_(), x.clone()
+        for module in (net, folded):
+            if train and isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+            outputs = module(leaf)
+            (g,) = torch.autograd.grad((outputs * torch.linspace(-1, 1, outputs.shape[1])).sum(), leaf)
+            found = (outputs.detach(), g) if module is net else found
+        torch.testing.assert_close((outputs.detach(), g), found, rtol=1e-12, atol=1e-12)
+        folded(kept)
+        assert torch.equal(kept, x)
+        assert [m.inplace for m in folded.modules() if isinstance(m, nn.ReLU)] == [overwritten]
+        assert not any(m.inplace for m in net.modules() if isinstance(m, nn.ReLU))
 
 
 def test_a_folded_network_refuses_what_the_network_refuses():
