@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=128, help="attacked and measured")
     parser.add_argument("--train-images", type=int, default=1024, help="in an epoch of the 4.1 net; 4.2: half of them")
     parser.add_argument("--warm-up", type=int, default=8000, help="images on which the attacked nets are trained first")
-    parser.add_argument("--repeats", type=int, default=5, help="of each timing; at most 3 of training")
+    parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images for the plain loop")
     parser.add_argument("--float32", action="store_true", help="train without bfloat16 on our side, too")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
@@ -165,8 +165,7 @@ def training(
             asked = {"method": method, "strength": strength, "lr": LR, "workers": options.workers}
             plain.train(net, x, y, batch_size=BATCH[section], **asked)
 
-        repeats = min(3, options.repeats)
-        seconds = side_by_side({"": ours, "plain loop": theirs}, repeats, options.device)
+        seconds = side_by_side({"": ours, "plain loop": theirs}, options.repeats, options.device)
         work = " | ".join(reached(trained[who], *train, *test) for who in ("ours", "theirs"))
         with Flops() as counted:
             ours()
