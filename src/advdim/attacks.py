@@ -223,7 +223,8 @@ def _perturbed(x: Tensor, delta: Tensor, p: float, radius: Tensor, clip: bool) -
             size = torch.linalg.vector_norm(size, p, dim=-1)
         delta = delta * (radius / passes.rows(size)).clamp(max=1)
     moved = x + delta
-    moved = torch.where((moved - x).abs() > delta.abs(), torch.nextafter(moved, x), moved)
+    excess = (moved - x).abs() - delta.abs()  # then one number back: a comparison and a choice take thrice the time
+    moved = torch.lerp(moved, torch.nextafter(moved, x), excess.sign().clamp(min=0))
     return moved.clamp(0, 1) if clip else moved
 
 

@@ -74,7 +74,7 @@ def steepest(g: Tensor, p: float) -> Tensor:
         index = flat.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()).view_as(g)
     unit = flat / _largest(flat)
-    direction = unit.sign() * unit.abs() ** (q - 1)
+    direction = unit if q == 2 else unit.sign() * unit.abs() ** (q - 1)
     length = _length(direction, p)
     return (direction / torch.where(length > 0, length, torch.ones_like(length))).view_as(g)
 
