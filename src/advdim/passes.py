@@ -84,11 +84,12 @@ class _OnCPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A convolution by blocks, where that can be done, padding without autocast, any other function as it is."""
         kwargs = kwargs or {}
-        outputs = blocks.by_blocks(*args, **kwargs) if func is torch.conv2d else None
-        if outputs is not None:
+        if func is torch.conv2d and (outputs := blocks.by_blocks(*args, **kwargs)) is not None:
             return outputs
-        with torch.autocast("cpu", enabled=False) if func is F.pad else nullcontext():
-            return func(*args, **kwargs)
+        if func is F.pad:
+            with torch.autocast("cpu", enabled=False):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class frozen:
