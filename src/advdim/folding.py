@@ -58,8 +58,10 @@ def _quick(layer: nn.Module) -> nn.Module:
         return layer
     if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
-    if not layer.weight.is_contiguous(memory_format=torch.channels_last):
-        layer = _copy(layer, weight=layer.weight.detach().contiguous(memory_format=torch.channels_last))
+    # Autocast would cast weights that rest anew in each pass.
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else layer.weight.dtype
+    if dtype != layer.weight.dtype or not layer.weight.is_contiguous(memory_format=torch.channels_last):
+        layer = _copy(layer, weight=layer.weight.detach().to(dtype, memory_format=torch.channels_last))
     how = layer.stride, layer.padding, layer.dilation, layer.groups
     return FromPixels(layer) if fits(layer.weight, *how) else layer
 

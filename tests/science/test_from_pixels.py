@@ -93,6 +93,18 @@ def test_in_bfloat16_too_the_gradient_by_blocks_is_that_of_the_convolution():
     torch.testing.assert_close(*found, rtol=0.02, atol=0.02)
 
 
+def test_weights_that_rest_are_cast_once():
+    net = nn.Sequential(convolution(dtype=torch.float32, padding=1), nn.ReLU(), nn.Conv2d(5, 2, 3), nn.Flatten())
+    x = torch.randn(4, 3, 8, 8)
+    with passes.bfloat16(x.device), passes.frozen(net) as frozen:
+        convolutions = [m for m in frozen.modules() if isinstance(m, nn.Conv2d)]
+        assert [m.weight.dtype for m in convolutions] == [torch.bfloat16] * 2
+        assert torch.equal(frozen(x), net(x))
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    with passes.frozen(net) as frozen:
+        assert {p.dtype for p in frozen.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("quick", "options"),
     [
