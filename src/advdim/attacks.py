@@ -202,7 +202,8 @@ def _ascend(
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     g, outputs = passes.input_gradient(model, x, y, loss)
-    if not g.isfinite().all():  # its sign would be 0, and the image look robust
+    # The sign of a NaN would be 0, and the image look robust. The sum is quicker, and finite only of finite numbers.
+    if not g.sum().isfinite() and not g.isfinite().all():
         raise ValueError(f"the loss has a gradient with {int((~g.isfinite()).sum())} NaN or infinite values")
     return g, outputs
 

@@ -86,10 +86,14 @@ class _OnCPU(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.conv2d and (outputs := blocks.by_blocks(*args, **kwargs)) is not None:
             return outputs
-        if func is F.pad:
-            with torch.autocast("cpu", enabled=False):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        if func is not F.pad:
+            return func(*args, **kwargs)
+        before = torch.is_autocast_enabled("cpu")
+        torch.set_autocast_enabled("cpu", False)  # as torch.autocast does, in a tenth of its time
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch.set_autocast_enabled("cpu", before)
 
 
 class frozen:
