@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class FromPixels(nn.Module):
-    """A convolution of images whose weights rest, its gradient in them computed by :func:`by_blocks`.
+    """A convolution of images whose weights rest, its gradient in them computed as by :func:`by_blocks`.
 
     Args:
         layer: with groups, stride and dilation 1, and less padding than its kernel is wide.
@@ -54,7 +54,7 @@ def by_blocks(
         [N, K, H, W]; None where the convolution has another form, or no gradient in the images is asked for.
     """
     asked = input.device.type == "cpu" and torch.is_grad_enabled() and input.requires_grad
-    if not asked or isinstance(padding, str) or not fits(weight, stride, padding, dilation, groups):
+    if not asked or input.ndim != 4 or isinstance(padding, str) or not fits(weight, stride, padding, dilation, groups):
         return None
     return _ByBlocks.apply(input, weight, bias, _pair(padding), None)  # type: ignore[no-any-return,no-untyped-call]
 

@@ -81,6 +81,13 @@ def test_training_in_bfloat16_goes_by_blocks_where_an_image_s_gradient_is_asked_
         torch.testing.assert_close(g, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
 
 
+def test_an_image_without_a_batch_goes_the_usual_way():
+    layer, x = convolution(dtype=torch.float32, padding=1), torch.randn(3, 8, 8, requires_grad=True)
+    with passes.bfloat16(x.device):
+        outputs = layer(x)
+    assert torch.autograd.grad(outputs.sum(), x)[0].shape == x.shape
+
+
 def test_in_bfloat16_too_the_gradient_by_blocks_is_that_of_the_convolution():
     layer = convolution(dtype=torch.float32, padding=1, padding_mode="reflect")
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
