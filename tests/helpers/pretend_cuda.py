@@ -61,7 +61,7 @@ TF32 = dict.fromkeys((aten.convolution, aten.convolution_backward), "conv") | di
 # Operators that add up, or that have no exact result: their last bits are a GPU's own.
 INEXACT = {
     *TF32,
-    *(aten.sum, aten.mean, aten.cumsum, aten.var, aten.std, aten.linalg_vector_norm, aten.lerp, aten.addcmul),
+    *(aten.sum, aten.mean, aten.cumsum, aten.var, aten.std, aten.linalg_vector_norm, aten.addcmul),
     *(aten.native_batch_norm, aten.native_batch_norm_backward, aten.avg_pool2d, aten.avg_pool2d_backward),
     *(aten.exp, aten.log, aten.pow, aten.rsqrt, aten._softmax, aten._log_softmax, aten._log_softmax_backward_data),
     *(aten.nll_loss_forward, aten.upsample_bilinear2d, aten.reflection_pad2d_backward),
@@ -400,7 +400,7 @@ def _on_cuda(device):
 
 
 def _disguised(value):
-    return DISGUISE if _means_cuda(value) else value
+    return DISGUISE if _means_cuda(value) and _on_cuda(value) else value
 
 
 def _other_stream(seed):
