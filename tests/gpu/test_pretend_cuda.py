@@ -184,3 +184,77 @@ def test_afterwards_there_is_no_gpu_as_before(x):
         assert torch.cuda.is_available()
         assert inner.operators.total() == 0
     assert torch.cuda.is_available()  # that of this test
+
+
+def captured(step):
+    """A graph of the step, after steps on another stream as CUDA wants them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    return graph, out
+
+
+def test_a_graph_repeats_on_the_same_tensors_what_was_captured(x):
+    total = torch.zeros(4, 3, device="cuda")
+
+    def step():
+        total.add_(x)
+        return (total * 2).sum(1)
+
+    graph, out = captured(step)
+    torch.testing.assert_close(total.cpu(), 3 * x.cpu())  # the capture itself adds nothing
+    for k in (4, 5):
+        graph.replay()
+        torch.testing.assert_close(total.cpu(), k * x.cpu())
+        torch.testing.assert_close(out.cpu(), 2 * k * x.cpu().sum(1))
+    before = total.cpu()
+    x.fill_(1)
+    graph.replay()
+    torch.testing.assert_close(total.cpu(), before + 1)
+
+
+def test_a_graph_trains_as_the_steps_do(x):
+    results = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)).cuda()
+        rate = torch.tensor(0.1, device="cuda")
+        optimiser = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9, fused=True)
+
+        def step(net=net, optimiser=optimiser):
+            optimiser.zero_grad()
+            loss = net(x).square().mean()
+            loss.backward()
+            optimiser.step()
+            return loss
+
+        if graphed:
+            graph, loss = captured(step)
+        else:
+            loss = [step() for _ in range(3)][-1]
+        for k in range(4):
+            rate.fill_(0.1 / (k + 1))
+            if graphed:
+                graph.replay()
+            else:
+                loss = step()
+        results.append([loss.detach().cpu(), *(t.cpu() for t in net.state_dict().values())])
+    for eager, replayed in zip(*results, strict=True):
+        torch.testing.assert_close(eager, replayed)
+
+
+@pretended
+def test_a_capture_refuses_what_waits(x):
+    for action in (lambda: x.sum().item(), lambda: torch.ones(3).cuda(), lambda: x[x > 0.5]):
+        with (
+            pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            action()
+    assert float(x.sum()) > 0

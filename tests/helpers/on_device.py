@@ -61,7 +61,7 @@ def given(device, dtype, n=6, **options):
 
 
 def numbers(result: Any, device: torch.device | None = None) -> Tensor:
-    """All numbers of a result in one vector, float64 on the CPU; its tensors must lie on the device, if one is given."""
+    """All numbers of a result, [M] in float64 on the CPU; its tensors must lie on the device, if one is given."""
     if isinstance(result, Tensor):
         assert device is None or result.device.type == device.type, f"a result on {result.device}, not on {device}"
         return result.detach().cpu().double().flatten()

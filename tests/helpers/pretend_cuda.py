@@ -40,6 +40,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import advdim
 
+from . import pretend_graph
+
 TORCH = "2.11"  # whose internals these are
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # The device that the tensors have for PyTorch's C++. Not CUDA, for which it would ask the driver for streams; of the
@@ -66,6 +68,7 @@ INEXACT = {
     *(aten.exp, aten.log, aten.pow, aten.rsqrt, aten._softmax, aten._log_softmax, aten._log_softmax_backward_data),
     *(aten.nll_loss_forward, aten.upsample_bilinear2d, aten.reflection_pad2d_backward),
 }
+CHANGED = {aten.native_batch_norm: (3, 4)}  # running statistics, which its signature does not tell
 ASSERT = "CUDA error: device-side assert triggered"
 PACKAGE = f"{Path(advdim.__file__).parent}{os.sep}"
 SAMPLES = 2**18  # factors of rounding, drawn once and used from a random place on
@@ -187,6 +190,7 @@ class Facts:
     tf32: str | None
     inexact: bool
     written: tuple[tuple[int, str], ...]  # position and name of the arguments that it writes into and returns
+    changed: tuple[int, ...]  # positions of all arguments that it writes into
 
 
 @functools.cache
@@ -206,6 +210,7 @@ def facts(func):
         tf32=TF32.get(op),
         inexact=op in INEXACT,
         written=tuple(written),
+        changed=CHANGED.get(op) or tuple(i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write),
     )
 
 
@@ -226,6 +231,7 @@ class Device(TorchDispatchMode):
         self.random_state = torch.Generator().manual_seed(_other_stream(0)).get_state()
         self.places, self.factors = random.Random(0), {}
         self.operators, self.waits = Counter(), Counter()
+        self.capture = None  # a graph of helpers.pretend_graph that takes note of what is launched
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.call(func, args, kwargs or {})
@@ -254,7 +260,8 @@ class Device(TorchDispatchMode):
         plain = {name: _changed(value, _numbers) for name, value in kwargs.items()}
         if asked is not None:
             plain["device"] = CPU if target == CUDA else asked
-        out = self.compute(func, known, target, _changed(args, _numbers), plain)
+        do = self.compute if self.capture is None else self.capture.note
+        out = do(func, known, target, _changed(args, _numbers), plain)
         if torch.Tag.inplace_view in func.tags:
             _reshape(func, args, kwargs)
         if written:
@@ -296,6 +303,8 @@ class Device(TorchDispatchMode):
 
     def wait(self, reason):
         """Note that the host waits, and which line of the package has it wait."""
+        if self.capture is not None:
+            raise torch.AcceleratorError(f"CUDA error: operation not permitted when stream is capturing ({reason})")
         frame = sys._getframe(1)
         while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
@@ -448,8 +457,10 @@ def _replacements(device):
         device.random_state = state.clone()
 
     return {
+        **pretend_graph.replacements(device),
         **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), answer(True)),
-        **dict.fromkeys(("is_current_stream_capturing", "_is_in_bad_fork"), answer(False)),
+        "_is_in_bad_fork": answer(False),
+        "is_current_stream_capturing": lambda: device.capture is not None,
         **dict.fromkeys(("current_device", "memory_allocated", "max_memory_allocated"), answer(0)),
         **dict.fromkeys(("init", "_lazy_init", "empty_cache", "reset_peak_memory_stats"), answer(None)),
         **dict.fromkeys(("manual_seed", "manual_seed_all"), seed),
@@ -474,7 +485,7 @@ def pretend_cuda(roundings=0.0):
     device = Device(roundings)
     with ExitStack() as stack:
         for name, value in _replacements(device).items():
-            for module in (torch.cuda, torch.cuda.random):
+            for module in (torch.cuda, torch.cuda.random, torch.cuda.graphs):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", CUDAGenerator))
