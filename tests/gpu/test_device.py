@@ -62,7 +62,7 @@ def test_measurements_agree_with_the_cpu(name):
     assert {p.device.type for p in net.parameters()} == {"cuda"}
 
 
-@pytest.mark.parametrize("init", ad.initialise.RULES)
+@pytest.mark.parametrize("init", ad.models.initialise.RULES)
 def test_theory_agrees_with_the_cpu(init):
     net = ad.models.build("conv_strided", (3, 16, 16), init=init, width=8, depth=3, readout="fc")
     expected, judged = ad.theory.path_second_moment(net), str(ad.theory.check_assumptions(net))
@@ -145,7 +145,7 @@ def test_autoattack_stays_on_the_device_and_leaves_its_generator(p):
     pytest.importorskip("pyautoattack", reason="needs the extra autoattack")
     net, x = network().cuda(), images(8, 3, 16, 16).cuda()
     y, before = net(x).argmax(1), torch.cuda.get_rng_state()
-    first, again = (ad.autoattack.auto_attack(net, x, y, p=p, eps=0.3, seed=1) for _ in range(2))
+    first, again = (ad.attacks.auto_attack(net, x, y, p=p, eps=0.3, seed=1) for _ in range(2))
     assert first.is_cuda
     assert torch.equal(torch.cuda.get_rng_state(), before)
     assert (ad.norms.norm(first - x, p) <= 0.3 * (1 + 1e-12)).all()
@@ -176,10 +176,10 @@ def test_gradient_norms_agree_with_the_cpu_in_float32(name):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("method", ad.penalties.METHODS)
+@pytest.mark.parametrize("method", ad.train.objectives.METHODS)
 def test_objectives_agree_with_the_cpu(method, training):
     def value_and_gradients(net, x, y):
-        loss = ad.penalties.objective(method)(net, x, y, 0.0 if method == "none" else 0.05, seeded())
+        loss = ad.train.objectives.objective(method)(net, x, y, 0.0 if method == "none" else 0.05, seeded())
         loss.backward()
         return torch.cat([loss.detach()[None], *(p.grad.flatten() for p in net.parameters())])
 
@@ -204,7 +204,7 @@ def trained(device, recipe, *, net=None, **options):
     return net.cpu().state_dict(), torch.tensor(rows, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("method", ad.penalties.METHODS)
+@pytest.mark.parametrize("method", ad.train.objectives.METHODS)
 def test_training_agrees_with_the_cpu_and_with_itself(method):
     """The draws come from the CPU, whatever the device: the weights are the same up to the rounding of some steps."""
     expected = trained("cpu", recipe(method))
