@@ -48,7 +48,7 @@ bench: $(BENCH)/.installed ## time the package beside other libraries, and a par
 	PYTHONPATH=$(BENCH) $(BIN)/python -W ignore -m benchmarks $(ARGS)
 
 gpu: $(BENCH)/.installed ## on a machine with a GPU: its tests, the benchmark, the grids, in slices (ARGS=--help)
-	PYTHONPATH=$(BENCH) $(BIN)/python tools/gpu.py $(ARGS)
+	PYTHONPATH=$(BENCH) $(BIN)/python tools/one_gpu.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check

@@ -46,7 +46,7 @@ def _register_data(groups: Any) -> None:
 
 
 def _data_add(arguments: argparse.Namespace) -> None:
-    from .archives import add
+    from .data.archives import add
 
     if arguments.sha256 and len(arguments.archives) > 1:
         arguments.misuse("--sha256 goes with one archive")
@@ -58,7 +58,8 @@ def _data_add(arguments: argparse.Namespace) -> None:
 
 
 def _data_list(arguments: argparse.Namespace) -> None:
-    from . import data, folders
+    from . import data
+    from .data import folders
 
     for name in ["digits", *folders.names(arguments.root)]:
         counts = data.sizes(name, arguments.root)
@@ -68,7 +69,7 @@ def _data_list(arguments: argparse.Namespace) -> None:
 
 
 def _data_where(arguments: argparse.Namespace) -> None:
-    from .folders import locate
+    from .data.folders import locate
 
     root, setting = locate(arguments.root)
     print(f"{root} ({setting})")
@@ -137,7 +138,7 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.engine import run
+    from .experiments.runner import run
 
     if arguments.engine != "ray" and (arguments.address or arguments.gpus):
         arguments.misuse("--address and --gpus go with --engine ray")
@@ -167,25 +168,25 @@ def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The engine and the device."""
     import torch
 
-    from .experiments import cluster, workers
+    from .experiments.engines import executors, ray_cluster
 
     jobs, threads = arguments.jobs, arguments.threads
     if arguments.engine == "ray":  # whose devices are not this machine's
         where = torch.device(arguments.device or ("cuda" if arguments.gpus else "cpu"))
         gpus = arguments.gpus or (1 if where.type == "cuda" else 0)
-        return cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus), where
+        return ray_cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus), where
     where = _device(arguments.device)
     if arguments.engine == "serial":
-        return workers.serial(), where
+        return executors.serial(), where
     devices = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
-    room = (workers.cores() // threads or 1) if where.type == "cpu" else devices or 1
-    return workers.processes(jobs or room, gpus=devices), where
+    room = (executors.cores() // threads or 1) if where.type == "cpu" else devices or 1
+    return executors.processes(jobs or room, gpus=devices), where
 
 
 def _device(name: str | None) -> Any:
     import torch
 
-    from . import device
+    from .models import device
 
     try:
         where = torch.device(name) if name else device()
@@ -197,7 +198,7 @@ def _device(name: str | None) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from .experiments import claims, spec, store
+    from .experiments import locks, spec, store
 
     points, folder = _points(arguments)
     counts = dict.fromkeys(("done", "failed", "running", "to do"), 0)
@@ -206,7 +207,7 @@ def _status(arguments: argparse.Namespace) -> None:
         name = spec.key(p)
         record = store.load(folder, name) or {"status": "to do"}
         state = record["status"]
-        if state != "done" and claims.held(folder, name):
+        if state != "done" and locks.is_held(folder, name):
             state = "running"
         counts[state] += 1
         if state in ("failed", "to do") and store.checkpoint(folder, name).exists():
@@ -219,12 +220,13 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> None:
+    from .analysis import records as recording
     from .experiments import spec, store
 
     points, folder = _points(arguments)
     name = f"{arguments.experiment}-{arguments.data}.jsonl"
-    out = Path(arguments.out) if arguments.out else Path(store.__file__).parent / "recorded" / name
+    out = Path(arguments.out) if arguments.out else Path(recording.__file__).parent / "recorded" / name
     records = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
     header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
-    store.write_record(out, header, records)
+    recording.write_record(out, header, records)
     print(f"{len(records)} points recorded in {out}")

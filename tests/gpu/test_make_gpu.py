@@ -3,7 +3,7 @@
 import sys
 import time
 
-import gpu
+import one_gpu as gpu
 import pytest
 import torch
 

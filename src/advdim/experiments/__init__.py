@@ -1,6 +1,6 @@
-"""Experiments: specifications, the grids of the book's figures, running them, storing and recording their results."""
+"""Experiments: specifications, the grids of the book's figures, running and storing them."""
 
-from .store import recorded
-from .tables import Series, epochs, exponents, runs, series
+from ..analysis.records import recorded
+from ..analysis.tables import Series, epochs, exponents, runs, series
 
 __all__ = ["Series", "epochs", "exponents", "recorded", "runs", "series"]

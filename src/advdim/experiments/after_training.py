@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import attacks, data, measure, models, norms, train
+from .. import attacks, data, measure, models, train
+from ..theory import norms
+from ..train.evaluation import Metrics as EpochMetrics
 from .spec import AfterTraining
 
 #: Metrics of a point: numbers, lists of numbers, and the history by epoch.
@@ -23,14 +25,14 @@ Metrics = dict[str, Any]
 BINS = 10
 
 #: Attacks of a given size, by name: exponent of the attacker's norm, and the function.
-SIZED: dict[str, tuple[float, Callable[..., Tensor]]] = {
+FIXED_EPS_ATTACKS: dict[str, tuple[float, Callable[..., Tensor]]] = {
     "one-step-linf": (math.inf, attacks.one_step),
     "one-step-l2": (2, attacks.one_step),
     "pgd-linf": (math.inf, attacks.pgd),  # 10 steps of eps / 7.5 without a random start, as in the paper
     "pgd-l2": (2, attacks.pgd),
 }
 #: Attacks that look for the nearest boundary, by name: exponent of the norm.
-NEAREST: dict[str, float] = {"deepfool-linf": math.inf, "deepfool-l2": 2}
+MIN_NORM_ATTACKS: dict[str, float] = {"deepfool-linf": math.inf, "deepfool-l2": 2}
 
 
 def run(spec: AfterTraining, device: torch.device, root: Path | None = None, checkpoint: Path | None = None) -> Metrics:
@@ -65,9 +67,7 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
     )
     if images.resize != "area":
         recipe = replace(recipe, size=images.size, resize=images.resize)
-    net = models.build(
-        **asdict(spec.network), image_shape=(x.shape[1], images.size, images.size), classes=10, seed=recipe.seed
-    ).to(device)
+    net = models.build(spec.network, (x.shape[1], images.size, images.size), seed=recipe.seed).to(device)
     if spec.network.batch_norm or spec.network.normalise == "batch":  # else the first steps' averages are of noise
         models.calibrate_batch_norm(net, _sized(x[: recipe.batch_size], spec).to(device))
     epoch = partial(by_epoch, eps=spec.eps, blocks=images.size // x.shape[-1] if images.resize == "copy" else 1)
@@ -117,7 +117,7 @@ def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, blocks: int 
 
 
 def _initial(
-    net: nn.Module, x: Tensor, y: Tensor, spec: AfterTraining, metrics: train.Metrics, device: torch.device
+    net: nn.Module, x: Tensor, y: Tensor, spec: AfterTraining, metrics: EpochMetrics, device: torch.device
 ) -> dict[str, float]:
     x, y = _sized(x, spec).to(device), y.to(device)
     norm = measure.gradient_norms(net, x, y)
@@ -135,7 +135,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
     metrics: Metrics = {"l1": _mean(g[1]), "l2": _mean(g[2]), "loss": _mean(loss), "bins": _bins(first_order, order)}
     metrics["accuracy"] = _mean(predictions == y)
     flags: dict[str, float] = {}
-    for name, (p, attack) in SIZED.items():
+    for name, (p, attack) in FIXED_EPS_ATTACKS.items():
         if names is not None and name not in names:
             continue
         size = norms.threshold(eps, p, x[0].numel())
@@ -149,7 +149,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
             metrics[f"{name}_bins"] = _bins(damage, order)
             metrics[f"{name}_remainder"] = _mean((damage - first_order).abs()) / _mean(first_order)
     flags.pop("out of range", None)  # the paper's protocol does not clip
-    for name, p in NEAREST.items():
+    for name, p in MIN_NORM_ATTACKS.items():
         if names is not None and name not in names:
             continue
         images = attacks.deepfool(model, x, p=p)  # from the prediction, whether it is right or wrong

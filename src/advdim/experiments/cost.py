@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import models, passes, penalties
-from ..recipes import Recipe
-from .after_training import NEAREST, SIZED
-from .spec import AfterTraining, Images, Network, as_dict
-from .tables import runs
+from .. import models
+from ..analysis.tables import runs
+from ..measure.gradients import cross_entropy, input_gradient, outputs_at_leaf
+from ..models import Network, fast
+from ..train import Recipe, objectives
+from .after_training import FIXED_EPS_ATTACKS, MIN_NORM_ATTACKS
+from .spec import AfterTraining, Images, as_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,7 @@ _STEP = "step of PGD"
 Count = NDArray[np.float64]
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Counts operations and numbers moved, of whatever runs meanwhile."""
 
     def __init__(self) -> None:
@@ -84,8 +85,9 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
         network: the network.
         channels: of the images.
         size: of the images, side in pixels.
-        what: a method of :data:`advdim.penalties.METHODS`, for a step of training; or, of a network at rest, "forward",
-            "gradient" (forward, and back to the images) or "deepfool" (its first step, all other classes in play).
+        what: a method of :data:`advdim.train.objectives.METHODS`, for a step of training; or, of a network at rest,
+            "forward", "gradient" (forward, and back to the images) or "deepfool" (its first step, all other classes in
+            play).
         batch: images at a time.
 
     Returns:
@@ -95,15 +97,15 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
         parts = (per_image(network, channels, size, part, batch) for part in (_STEP, "none"))
         return np.array([PGD_STEPS, 1.0]) @ list(parts)
     shape = (channels, size, size)
-    net: nn.Module = models.build(**asdict(network), image_shape=shape, classes=10)
+    net: nn.Module = models.build(network, shape)
     if what in _AT_REST:
-        with passes.frozen(net.double()) as rest:  # in float32, layers may change for what a CPU is quick at
+        with fast.at_rest(net.double()) as rest:  # in float32, layers may change for what a CPU is quick at
             net = copy.deepcopy(rest).float()
     else:
         net.train()
     x, y = torch.empty(batch, *shape, device="meta"), torch.zeros(batch, dtype=torch.long, device="meta")
     net.to("meta")
-    counter = Counter()
+    counter = OperatorCounter()
     with counter:
         (_AT_REST.get(what) or partial(_step, method=what))(net, x, y)
     return counter.count / batch
@@ -111,35 +113,35 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
 
 def _step(net: nn.Module, x: Tensor, y: Tensor, method: str) -> None:
     if method == _STEP:
-        with passes.frozen(net) as still:
-            passes.input_gradient(still, x, y, passes.cross_entropy)
+        with fast.at_rest(net) as still:
+            input_gradient(still, x, y, cross_entropy)
         return
     strength = 0.0 if method == "none" else 1.0
-    torch.autograd.backward(penalties.objective(method)(net, x, y, strength, torch.Generator()))
+    torch.autograd.backward(objectives.objective(method)(net, x, y, strength, torch.Generator()))
 
 
 def _deepfool(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    leaf, outputs = passes.with_graph(net, x)
+    leaf, outputs = outputs_at_leaf(net, x)
     for k in range(1, outputs.shape[1]):
         torch.autograd.grad(outputs[:, k].sum(), leaf, retain_graph=True)
-    passes.forward(net, x)  # to see whether the prediction has changed
+    net(x)  # to see whether the prediction has changed
 
 
 _AT_REST: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
-    "forward": lambda net, x, y: passes.forward(net, x),
-    "gradient": lambda net, x, y: passes.input_gradient(net, x, y, passes.cross_entropy),
+    "forward": lambda net, x, y: net(x),
+    "gradient": lambda net, x, y: input_gradient(net, x, y, cross_entropy),
     "deepfool": _deepfool,
 }
 
 
 def table(points: Iterable[AfterTraining | dict[str, Any]]) -> pd.DataFrame:
-    """One row per training run, as :func:`advdim.experiments.runs` sorts them, with what it costs.
+    """One row per training run, as :func:`advdim.analysis.runs` sorts them, with what it costs.
 
     Args:
         points: the specs of a grid; or records of points, with their ``provenance``.
 
     Returns:
-        The columns of :func:`advdim.experiments.runs` that are settings, and ``operations``, ``bytes`` and
+        The columns of :func:`advdim.analysis.runs` that are settings, and ``operations``, ``bytes`` and
         ``eager_bytes``; on one H100, the least hours ``by_operations``, ``by_bytes`` and, as neither can be beaten,
         ``least``; of records, the ``hours`` that the point took, and its ``device``.
 
@@ -190,8 +192,8 @@ def _counts(spec: AfterTraining) -> list[tuple[str, Count]]:
     exact = looks * ((3 if copied else 2) * gradient + forward) + test * (gradient + forward)
     exact += (recipe.epochs * held_out + due * (few_train + test)) * forward  # accuracies
     attacks = looks * 10 * gradient + min(calibrated, train) * forward
-    for name in (*SIZED, *NEAREST) if spec.attacks is None else spec.attacks:
-        if name in NEAREST:
+    for name in (*FIXED_EPS_ATTACKS, *MIN_NORM_ATTACKS) if spec.attacks is None else spec.attacks:
+        if name in MIN_NORM_ATTACKS:
             attacks, exact = attacks + test * one("deepfool"), exact + test * forward
         else:
             attacks = attacks + test * (10 if name.startswith("pgd") else 1) * gradient

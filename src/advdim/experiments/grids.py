@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..recipes import PAPER, Recipe
-from .spec import AfterTraining, AtInitialisation, Images, Network, Resize, Spec
+from ..data import Resize
+from ..models import Network
+from ..train import PAPER, Recipe
+from .spec import AfterTraining, AtInitialisation, Images, Spec
 
 #: Networks whose exponent at initialisation chapter 5 measures, and what each of them is there to show.
 INITIAL_NETWORKS = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from ..recipes import Recipe
-
-Resize = Literal["copy", "bilinear", "area"]
+from ..data import Resize
+from ..models import Network
+from ..train import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,29 +22,6 @@ class Images:
     n: int | None = None
     split: str = "test"
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network but for its seed and image shape; see :func:`advdim.models.build` for the fields."""
-
-    name: str
-    init: str = "he"
-    width: int = 64
-    depth: int | None = None
-    readout: str | None = None
-    pooling: str | None = None
-    padding: str | None = None
-    batch_norm: bool = False
-    normalise: str | None = None
-    base_size: int | None = None
-    project: int | None = None
-
-    def __str__(self) -> str:
-        projected = f"projected to {self.project} px" if self.project else None
-        norm = "batch-norm" if self.batch_norm else None
-        options = [self.readout, self.pooling, self.padding, norm, projected, self.init]
-        return " ".join([self.name, *(option for option in options if option)])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,20 @@
+"""What computes the same thing sooner, behind this one door; README.md beside this file explains each of it."""
+
+from .double_backpropagation import double_backward
+from .layout import autocast, training_layout
+from .malloc import images_per_pass, keep_memory
+from .rest import at_rest
+from .shared_backward import input_gradient_and_loss
+from .switch import disable, enabled
+
+__all__ = [
+    "at_rest",
+    "autocast",
+    "disable",
+    "double_backward",
+    "enabled",
+    "images_per_pass",
+    "input_gradient_and_loss",
+    "keep_memory",
+    "training_layout",
+]

@@ -1,0 +1,213 @@
+"""The commands `advdim run`, `status` and `record`."""
+
+import errno
+import os
+
+import pytest
+import torch
+from helpers.tiny import THREE, TINY
+
+import advdim as ad
+from advdim.analysis import records, tables
+from advdim.cli import main
+from advdim.experiments import grids, locks, runner, spec
+from advdim.experiments.engines import executors
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder of its own, an empty data root, and a grid of three points."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADVDIM_DATA", str(tmp_path / "data"))
+    initialisation = grids.GRIDS["initialisation"]
+    monkeypatch.setitem(
+        grids.GRIDS, "initialisation", lambda scale, data: THREE if data == "digits" else initialisation(scale, data)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Measuring costs nothing."""
+    monkeypatch.setattr(runner, "measure", lambda s, device, root, checkpoint: {"l1": [1.0, 2.0]})
+
+
+@pytest.fixture
+def failing(free, monkeypatch):
+    """The second point fails."""
+    measure = runner.measure
+
+    def fail(s, device, root, checkpoint):
+        if s == THREE[1]:
+            raise ValueError("l1 = nan at seed 3")
+        return measure(s, device, root, checkpoint)
+
+    monkeypatch.setattr(runner, "measure", fail)
+
+
+def refused(arguments, capsys):
+    """The one line on stderr of a command that returns 1."""
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("advdim: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_run_status_record(elsewhere, capsys):
+    assert main(["status", "initialisation"]) == 0
+    assert capsys.readouterr().out == "runs/initialisation: 0 done, 0 failed, 0 running, 3 to do\n"
+    assert not (elsewhere / "runs").exists()
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("runs/initialisation: 3 done, 0 failed, 0 running, 0 to do\n")
+    assert out.count("digits 8 px copy, mlp he") == 3
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "runs/initialisation: 3 done, 0 failed, 0 running, 0 to do\n"
+    assert main(["record", "initialisation", "--out", "new/record.jsonl"]) == 0
+    assert capsys.readouterr().out == "3 points recorded in new/record.jsonl\n"
+    header, points = records.read_record((elsewhere / "new" / "record.jsonl").read_text())
+    assert header == {
+        "command": "advdim run initialisation --data digits --scale quick",
+        "experiment": "initialisation",
+        "scale": "quick",
+    }
+    assert {spec.key_of(p["spec"]) for p in points} == {spec.key(s) for s in THREE}
+    assert {p["provenance"]["command"] for p in points} == {header["command"]}
+    (one,) = (s for s in tables.series(points[:1]))
+    assert one.metrics["l1"].shape == (1, TINY.seeds)
+
+
+def test_the_default_device_and_folder_of_runs(free, elsewhere, monkeypatch):
+    monkeypatch.setattr(ad, "device", lambda: torch.device("cpu"))
+    assert main(["run", "initialisation", "--runs", "elsewhere"]) == 0
+    assert len(list((elsewhere / "elsewhere" / "initialisation").glob("*.json"))) == 3
+
+
+def test_the_default_record_is_the_packages_own(free, elsewhere, monkeypatch):
+    monkeypatch.setattr(records, "__file__", str(elsewhere / "store.py"))
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    assert main(["record", "initialisation"]) == 0
+    assert (elsewhere / "recorded" / "initialisation-digits.jsonl").is_file()
+
+
+def test_a_failed_point_is_status_1_and_is_shown(failing, elsewhere, capsys):
+    assert main(["run", "initialisation", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "runs/initialisation: 2 done, 1 failed, 0 running, 0 to do\n" in out
+    assert "failed: digits 8 px copy, mlp he: ValueError: l1 = nan at seed 3" in out
+    assert main(["status", "initialisation"]) == 0
+    assert "l1 = nan at seed 3" in capsys.readouterr().out
+    assert "1 points are not done" in refused(["record", "initialisation", "--out", "record.jsonl"], capsys)
+    assert not (elsewhere / "record.jsonl").exists()
+
+
+def test_missing_points_are_not_recorded(free, elsewhere, capsys):
+    assert "3 points are not done" in refused(["record", "initialisation", "--out", "record.jsonl"], capsys)
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    (elsewhere / "runs" / "initialisation" / f"{spec.key(TINY)}.json").unlink()
+    capsys.readouterr()
+    assert "1 points are not done" in refused(["record", "initialisation", "--out", "record.jsonl"], capsys)
+    assert [f.name for f in elsewhere.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("command", ["run", "status", "record"])
+def test_unknown_names_are_one_line_and_status_1(command, elsewhere, capsys):
+    error = refused([command, "nothing"], capsys)
+    assert "'nothing'" in error
+    assert "there are initialisation" in error
+    assert "'mnist'" in refused([command, "initialisation", "--data", "mnist"], capsys)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_missing_data_is_one_line_with_the_cure(elsewhere, capsys):
+    error = refused(["run", "initialisation", "--data", "cifar10-jpeg", "--device", "cpu"], capsys)
+    assert "'cifar10-jpeg'" in error
+    assert "advdim data add cifar10-jpeg.tar.xz" in error
+    assert str(elsewhere / "data") in error
+    error = refused(["run", "initialisation", "--data", "imagenette-224", "--root", "there"], capsys)
+    assert str(elsewhere / "there") in error
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_one_line_and_no_point(device, elsewhere, capsys):
+    error = refused(["run", "initialisation", "--device", device], capsys)
+    assert f"'{device}'" in error
+    assert "try --device cpu" in error
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(elsewhere, capsys):
+    assert "'cuda'" in refused(["run", "initialisation", "--device", "cuda"], capsys)
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "initialisation", "--scale", "huge"],
+        ["run", "initialisation", "--engine", "threads"],
+        ["run", "initialisation", "--engine", "processes", "--jobs", "0"],
+        ["run", "initialisation", "--engine", "ray", "--gpus", "-1"],
+        ["run", "initialisation", "--engine", "processes", "--gpus", "0.5"],
+        ["run", "initialisation", "--engine", "processes", "--address", "auto"],
+        ["run", "initialisation", "--jobs", "2"],
+        ["run", "initialisation", "--threads", "one"],
+        ["status", "--device", "cpu"],
+        ["record", "a", "b"],
+    ],
+)
+def test_misuse_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs"), [([], 6), (["--threads", "2"], 3), (["--jobs", "2"], 2), (["--threads", "9"], 1)]
+)
+def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, options, jobs):
+    asked = []
+
+    def processes(*positional, **named):
+        asked.append((*positional, named))
+        return executors.serial()
+
+    monkeypatch.setattr(executors, "cores", lambda: 6)
+    monkeypatch.setattr(executors, "processes", processes)
+    assert main(["run", "initialisation", "--device", "cpu", "--engine", "processes", *options]) == 0
+    assert asked == [(jobs, {"gpus": 0})]
+
+
+def test_a_damaged_file_is_one_line_that_names_it(elsewhere, capsys):
+    file = elsewhere / "runs" / "initialisation" / f"{spec.key(THREE[2])}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    for command in ("run", "status", "record"):
+        error = refused([command, "initialisation"], capsys)
+        assert str(file.relative_to(elsewhere)) in error
+        assert "delete it" in error
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(free, elsewhere, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    error = refused(["run", "initialisation", "--device", "cpu"], capsys)
+    assert os.strerror(errno.ENOSPC) in error
+    assert f"{spec.key(THREE[0])}.json" in error
+    assert [f.name for f in (elsewhere / "runs" / "initialisation").iterdir()] == [locks.FOLDER]
+
+
+def test_an_interruption_is_status_130(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "measure", interrupt)
+    assert main(["run", "initialisation", "--device", "cpu"]) == 130
+    assert capsys.readouterr().err.endswith("the same command goes on from there\n")

@@ -1,0 +1,201 @@
+"""Which of the theorem's assumptions a network meets, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.by_hand import images
+from torch import nn
+
+from advdim import models, theory
+from advdim.models import initialise
+
+
+def judged(net):
+    return {item.name: item.status for item in theory.check_assumptions(net).items}
+
+
+def step(net, rate=0.1):
+    """One step of gradient descent on the cross-entropy of four images."""
+    x = images(4, *net.image_shape).to(next(net.parameters()).dtype)
+    nn.functional.cross_entropy(net(x), torch.arange(4)).backward()
+    with torch.no_grad():
+        for p in net.parameters():
+            p -= rate * p.grad
+    return net
+
+
+def conv(**options):
+    return models.build("conv_strided", (1, 8, 8), **{"width": 8, "depth": 3, "readout": "fc", **options})
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+@pytest.mark.parametrize("init", ["he", "ntk"])
+def test_the_theorems_own_networks_meet_every_assumption(name, init):
+    net = models.build("mlp", (1, 8, 8), init=init, width=8) if name == "mlp" else conv(init=init, padding="circular")
+    report = theory.check_assumptions(net)
+    assert report.hold
+    statuses = {item.name: item.status for item in report.items}
+    assert statuses["H1"] == "in effect"
+    assert [statuses[h] for h in ("H2", "H3", "H4", "H5")] == ["holds"] * 4
+    assert statuses["S"] == ("holds" if name == "mlp" else "in effect")
+    assert str(report).splitlines()[2].split()[:2] == ["H3", "holds"]
+    assert report["H4"].status == "holds"
+
+
+def two_linear_layers():
+    net = models.Net(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10), image_shape=(1, 8, 8), classes=10)
+    initialise.he_(net, torch.Generator().manual_seed(0))
+    return net
+
+
+def shared():
+    layer = nn.Linear(64, 64)
+    net = models.Net(
+        nn.Flatten(), layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(64, 10), image_shape=(1, 8, 8), classes=10
+    )
+    initialise.he_(net, torch.Generator().manual_seed(0))
+    return net
+
+
+def tied():
+    net = models.build("mlp", (1, 8, 8), width=64)
+    net[3].weight, net[3].weight_law = net[1].weight, net[1].weight_law
+    return net
+
+
+def calibrated():
+    net = conv(batch_norm=True)
+    models.calibrate_batch_norm(net, images(16, 1, 8, 8).float())
+    return net
+
+
+def sparse():
+    """A strided 1x1 convolution that sees one pixel in 16."""
+    net = models.Net(
+        nn.Conv2d(1, 8, 1, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10), image_shape=(1, 8, 8), classes=10
+    )
+    initialise.he_(net, torch.Generator().manual_seed(0))
+    return net
+
+
+def shifted():
+    net = models.build("mlp", (1, 8, 8), width=8)
+    with torch.no_grad():
+        net[1].weight += 0.3
+    return net
+
+
+def positive():
+    """The mean square stays that of (H3), the mean does not."""
+    net = models.build("mlp", (1, 8, 8), width=8)
+    for layer in initialise.weight_layers(net):
+        layer.weight.data.abs_()
+        del layer.weight_law
+    return net
+
+
+FAILING = [
+    (positive, "H3"),
+    (lambda: models.build("mlp", (1, 8, 8), width=8), ""),
+    (two_linear_layers, "H1"),
+    (lambda: conv(pooling="max"), "H1"),
+    (lambda: conv(pooling="average"), "H1 H3 H5"),
+    (lambda: conv(readout="average"), "H1 H3 H5"),
+    (lambda: conv(readout="max"), "H1"),
+    (lambda: conv(padding="zeros"), "H3"),
+    (lambda: conv(init="torch"), "H3"),
+    (lambda: conv(init="he_unit"), "H3"),
+    (lambda: conv(init="mup"), "H3"),
+    (shifted, "H3 H4 H5"),
+    (lambda: step(models.build("mlp", (1, 8, 8), width=8), rate=0.01), "H4 H5"),
+    (lambda: step(models.build("mlp", (1, 8, 8), depth=1), rate=0.1), "H4 H5"),
+    (lambda: step(conv(), rate=0.01), "H4 H5"),
+    (lambda: step(conv(init="ntk"), rate=0.01), "H4 H5"),
+    (shared, "H4"),
+    (tied, "H4"),
+    (lambda: conv(batch_norm=True), ""),  # fresh statistics in eval mode are the identity
+    (calibrated, "H3 H4"),
+    (lambda: conv(batch_norm=True).train(), "H1 H3 H4"),
+    (sparse, "S"),
+]
+
+
+@pytest.mark.parametrize(("make", "failing"), FAILING)
+def test_which_assumptions_fail(make, failing):
+    net = make()
+    assert {name for name, status in judged(net).items() if status == "fails"} == set(failing.split())
+    assert theory.check_assumptions(net).hold == (not failing)
+
+
+def test_the_judgement_survives_copies_dtypes_and_forward_passes():
+    net = conv(padding="circular")
+    before = judged(net)
+    net(images(2, 1, 8, 8).float())
+    assert judged(net) == before
+    assert judged(net.double()) == before
+
+
+def test_random_signs_of_the_right_size_meet_h3():
+    net = models.build("mlp", (1, 8, 8), width=8)
+    for layer in initialise.weight_layers(net):
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight.sign() * math.sqrt(2 / layer.in_features))
+        del layer.weight_law
+    assert theory.check_assumptions(net)["H3"].status == "holds"
+
+
+def test_symmetry_says_how_much_of_the_l_1_norm_is_missing():
+    """S to the letter for circular shifts by the stride; else the share lost is that of Cauchy and Schwarz."""
+    assert (
+        judged(models.build("conv_strided", (1, 8, 8), width=4, depth=1, readout="fc", padding="circular"))["S"]
+        == "holds"
+    )
+    net = conv()
+    v = theory.path_second_moment(net).numpy()
+    lost = 1 - np.sqrt(v).sum() / math.sqrt(v.size * v.sum())
+    assert f"{100 * lost:.1f}%" in theory.check_assumptions(net)["S"].why
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        ([nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2)], "Sigmoid"),
+        ([nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)], "LayerNorm"),
+        ([nn.Sequential(nn.Flatten(), nn.Linear(16, 2))], "Sequential"),
+        ([nn.Flatten()], "no weights"),
+        ([nn.MaxPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
+        ([nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
+        ([nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)], "ceil_mode"),
+    ],
+)
+def test_unknown_layers_are_refused_by_name(layers, match):
+    net = nn.Sequential(*layers)
+    for call in (lambda: theory.path_second_moment(net, (1, 4, 4)), lambda: theory.check_assumptions(net)):
+        with pytest.raises(TypeError, match=match):
+            call()
+
+
+def test_networks_that_are_no_sequence_or_have_no_shape_are_refused():
+    with pytest.raises(TypeError, match="Linear"):
+        theory.path_second_moment(nn.Linear(3, 2), (1, 1, 3))
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    for call in (theory.path_second_moment, theory.check_assumptions):
+        with pytest.raises(ValueError, match="image_shape"):
+            call(plain)
+        call(plain, image_shape=(1, 4, 4))
+    norm = nn.BatchNorm2d(1, track_running_stats=False)
+    with pytest.raises(TypeError, match="track_running_stats"):
+        theory.path_second_moment(nn.Sequential(norm, *plain), (1, 4, 4))
+
+
+@pytest.mark.parametrize(("padding", "status"), [("valid", "holds"), (0, "holds"), ("same", "fails"), (1, "fails")])
+def test_only_padding_that_adds_zeros_lowers_the_in_degree(padding, status):
+    side = 6 if padding in ("valid", 0) else 8
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=padding), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 2))
+    initialise.he_(net, torch.Generator().manual_seed(0))
+    assert theory.check_assumptions(net, image_shape=(1, 8, 8))["H3"].status == status
