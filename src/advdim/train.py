@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from .recipes import Result as Result
 #: Methods that differentiate twice. Off a CPU, they keep the layout of the model; ``twice`` has layers for CPUs only.
 DOUBLE = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
 _CHUNK = 1000  # images evaluated at a time: bounds the memory for enlarged ones
+Epochs = int | Sequence[int]  # every so many, or after so many, counted from 1
 Pairs = dict[str, tuple[Tensor, Tensor]]  # images and labels, by what they are for
 
 #: Takes (model in eval mode, x [N, C, H, W] as the model takes them, y [N]) to numbers, sums over the images.
@@ -83,7 +84,7 @@ def fit(
     checkpoint_every: int | None = None,
     progress: bool = True,
     eval_images: int = 1000,
-    eval_every: int = 1,
+    eval_every: Epochs = 1,
     metrics: Metrics | None = None,
 ) -> Result:
     """Train a model in place, and leave it in eval mode, parameters without ``.grad``.
@@ -101,9 +102,10 @@ def fit(
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
         eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
-        eval_every: after every so many epochs, and the last, train and test images are measured.
-        metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
-            The history gets their means, as ``train_NAME`` and ``test_NAME``.
+        eval_every: after every so many epochs, or after so many as a sequence lists, and after the last, train and test
+            images are measured.
+        metrics: what else to measure then: a function of (model, x, y) to sums over the images x, by name. The history
+            gets their means, as ``train_NAME`` and ``test_NAME``. Gradient norms that it gives are not measured again.
 
     Returns:
         The history, and the best epoch.
@@ -115,7 +117,8 @@ def fit(
         DivergenceError: if the objective or a weight is not finite. The checkpoint stays that of the last good state.
     """
     evaluation = {"eval_images": eval_images, "eval_every": eval_every}
-    for name, count in (*evaluation.items(), ("checkpoint_every", checkpoint_every)):
+    least = eval_every if isinstance(eval_every, int) else min(eval_every)
+    for name, count in (("eval_images", eval_images), ("eval_every", least), ("checkpoint_every", checkpoint_every)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if (x_test is None) != (y_test is None):
@@ -218,28 +221,36 @@ def _refuse_divergence(run: _Run, losses: Tensor) -> None:
         raise DivergenceError(run.recipe, run.state.epoch, batch, run.state.history)
 
 
-def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, every: int, metrics: Metrics | None) -> None:
+def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, every: Epochs, metrics: Metrics | None) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
     loss = float(state.losses @ torch.tensor(run.sizes, dtype=torch.float64)) / sum(run.sizes)
     row = {"epoch": state.epoch, "loss": loss, "lr": state.lr, "seconds": state.seconds}
     row |= {f"{name}_accuracy": _accuracy(model, *pair, recipe) for name, pair in held_out.items()}
+    if recipe.stop_accuracy is not None:
+        row["train_accuracy"] = _accuracy(
+            model, run.x[run.kept.to(run.x.device)], run.y[run.kept.to(run.y.device)], recipe
+        )
     state.history.append(row)
     if held_out:
         best = None if state.best_epoch is None else state.history[state.best_epoch]["validation_accuracy"]
         if best is None or row["validation_accuracy"] > best:
             state.best_epoch = state.epoch
             state.best = {name: t.clone() for name, t in model.state_dict().items()}
-    if (state.epoch + 1) % every == 0 or _ended(run, state.epoch + 1):
+    due = (state.epoch + 1) % every == 0 if isinstance(every, int) else state.epoch + 1 in every
+    if due or _ended(run, state.epoch + 1):
         for name, pair in ({"train": few["train"]} | test).items():
-            row[f"{name}_accuracy"] = _accuracy(model, *pair, recipe)
+            if name == "test" or recipe.stop_accuracy is None:
+                row[f"{name}_accuracy"] = _accuracy(model, *pair, recipe)
         for name, (x, y) in few.items():
             sums: dict[str, float] = {}
             for part, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
                 xc = _images(part, recipe, model)
-                found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
-                found |= metrics(model, xc, yc) if metrics else {}
+                found = metrics(model, xc, yc) if metrics else {}
+                if "l1" not in found:
+                    norms = measure.gradient_norms(model, xc, yc)
+                    found = {f"l{q}": float(n.sum()) for q, n in norms.items()} | found
                 sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
             row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     state.epoch += 1
@@ -247,8 +258,10 @@ def _end_epoch(run: _Run, held_out: Pairs, test: Pairs, few: Pairs, every: int, 
 
 
 def _ended(run: _Run, epochs: int) -> bool:
-    """Whether training ends after so many epochs: all of them, or as many as early stopping waits for a better one."""
-    patience, best = run.recipe.early_stopping, run.state.best_epoch
+    """Whether training ends after so many epochs: all, or what early stopping waits, or what stop_accuracy takes."""
+    patience, best, enough = run.recipe.early_stopping, run.state.best_epoch, run.recipe.stop_accuracy
+    if enough is not None and run.state.history and run.state.history[-1]["train_accuracy"] >= enough:
+        return True
     return epochs == run.recipe.epochs or (patience is not None and best is not None and epochs > best + patience)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..recipes import PAPER, Recipe
+from . import trained_grids
 from .spec import AfterTraining, AtInitialisation, Images, Network, Resize, Spec
 
 #: Networks whose exponent at initialisation chapter 5 measures, and what each of them is there to show.
@@ -253,9 +254,13 @@ GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {
     "4.2": section_4_2,
     "natural": natural,
     "readouts": readouts,
+    "usual-training": trained_grids.usual_training,
+    "pgd-training": trained_grids.pgd_training,
+    "sample-size": trained_grids.sample_size,
 }
 #: The data set of each experiment, unless another is chosen.
 DATA = {"initialisation": "digits", "4.1": "cifar10", "4.2": "cifar10", "natural": "imagenette", "readouts": "cifar10"}
+DATA |= dict.fromkeys(("usual-training", "pgd-training", "sample-size"), "cifar10-jpeg")
 #: The scales: up to twenty minutes on two CPU cores, up to a few hours there; on a GPU, training for 20 epochs, and
 #: the paper's.
 SCALES = ("quick", "medium", "short", "paper")

@@ -114,6 +114,22 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
     _write(path, "\n".join([first, *lines]) + "\n")
 
 
+def restore(folder: Path, points: list[Record]) -> int:
+    """Write the points of a record, as :func:`read_record` gives them, into a folder that lacks them; return how many.
+
+    Raises:
+        ValueError: if a file of the folder is not a record.
+        OSError: if a file cannot be written; the message names it.
+    """
+    restored = 0
+    for point in points:
+        name = key_of(point["spec"])
+        if (load(folder, name) or {}).get("status") != "done":
+            save(folder, name, point)
+            restored += 1
+    return restored
+
+
 def read_record(text: str) -> tuple[Record, list[Record]]:
     """Header and points of the text that :func:`write_record` wrote, each point whole again."""
     header, *points = (json.loads(line) for line in text.splitlines())
