@@ -17,6 +17,8 @@ from .spec import AfterTraining, Images, Network, Resize
 BUDGETS = (0.0002, 0.0008, 0.004, 0.016)
 #: Strengths of PGD training, in pixel units.
 STRENGTHS = (0.0005, 0.001, 0.004)
+#: Weight decays, of every parameter.
+WEIGHT_DECAYS = (0.0005, 0.005)
 #: Sizes in pixels; gradients are averaged down to the first.
 SIZES = (32, 64, 128)
 
@@ -150,6 +152,35 @@ def sample_size(scale: str, data: str) -> list[AfterTraining]:
             for seed, one, size in _each(sizes, series, range(seeds))
         ]
     return list(dict.fromkeys(points))  # the digits' largest samples are one
+
+
+def readouts_and_cures(scale: str, data: str) -> list[AfterTraining]:
+    """Usual training with an averaging readout against a fully connected one, and with what may stop the growth.
+
+    The strided network with either readout; section 4.2's behind a projection on images of the smallest size, and with
+    two strengths of weight decay. What they are compared with is in :func:`usual_training`: the same samples, networks
+    and epochs. (A network trained on images averaged down to the smallest size needs no run: attacked through the
+    averaging, it has the damage that it has on small images.)
+
+    Args:
+        scale: as for :func:`usual_training`, with 3 sizes and 5 seeds at "medium".
+        data: as for :func:`usual_training`.
+
+    Raises:
+        ValueError: for another data set.
+    """
+    chosen, (one, *_), sizes = BY_SCALE[scale], _series(data), _sizes(data)[:3]
+    resize, recipe = one[1], replace(_recipe(scale, data), epochs=30 if scale in ("quick", "medium") else 20)
+    pairs = [
+        (network, recipe) for network in (STRIDED, replace(STRIDED, readout=None), replace(DILATED, project=sizes[0]))
+    ]
+    pairs += [(DILATED, replace(recipe, weight_decay=decay)) for decay in WEIGHT_DECAYS]
+    return [
+        _point("readouts-and-cures", chosen, data, size, (network, resize), own, seed, chosen.images)
+        for seed in range(chosen.seeds)
+        for network, own in pairs
+        for size in sizes
+    ]
 
 
 def _each(sizes: Sequence[int], series: Sequence[Series], seeds: Sequence[int]) -> Iterator[tuple[int, Series, int]]:
