@@ -95,6 +95,7 @@ def _register_experiments(groups: Any) -> None:
     run.add_argument("--threads", type=_count, metavar="N", default=1, help="threads per point (default: 1)")
     run.add_argument("--address", help="of a Ray cluster: HOST:PORT, or auto (default: start one on this machine)")
     run.add_argument("--gpus", type=_share, metavar="SHARE", help="of a GPU, per point on a Ray cluster, as 0.5")
+    run.add_argument("--first", type=_count, metavar="N", help="only the first N points of the grid (default: all)")
     run.set_defaults(command=_run, misuse=run.error)
 
     status = groups.add_parser(
@@ -104,7 +105,14 @@ def _register_experiments(groups: Any) -> None:
 
     record = groups.add_parser("record", parents=[shared], help="write the points that are done into one sorted file")
     record.add_argument("--out", metavar="FILE", help="default: the package's own records")
+    record.add_argument("--partial", action="store_true", help="record what is done of a grid that is not complete")
     record.set_defaults(command=_record)
+
+    restore = groups.add_parser(
+        "restore", parents=[shared], help="put the recorded points back into the folder, for a run to go on from"
+    )
+    restore.add_argument("--record", metavar="FILE", help="default: the package's own record")
+    restore.set_defaults(command=_restore)
 
 
 def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
@@ -145,6 +153,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "serial" and arguments.jobs:
         arguments.misuse("--jobs goes with --engine processes or ray")
     points, folder = _points(arguments)
+    points = points[: arguments.first]
     engine, where = _engine(arguments)
     root = Path(arguments.root) if arguments.root else None
     try:
@@ -161,7 +170,19 @@ def _run(arguments: argparse.Namespace) -> int:
         print("advdim: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     _status(arguments)
+    _compare_hours(points, folder)
     return 1 if failed else 0
+
+
+def _compare_hours(points: list[Any], folder: Path) -> None:
+    """Print what the training runs that are done were predicted to take on one core of a CPU, and what they took."""
+    from .experiments import cost, spec, store
+
+    done = [(p, r) for p in points if (r := store.load(folder, spec.key(p))) and r["status"] == "done"]
+    trained = [(p, r["provenance"]["seconds"] / 3600) for p, r in done if isinstance(p, spec.AfterTraining)]
+    if trained:
+        predicted, actual = sum(cost.core_hours([p for p, _ in trained])), sum(hours for _, hours in trained)
+        print(f"{len(trained)} training runs: {actual:.2f} h; predicted for one core of a CPU: {predicted:.2f} h")
 
 
 def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -220,13 +241,35 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from .analysis import records as recording
+    from .analysis import records
     from .experiments import spec, store
 
     points, folder = _points(arguments)
-    name = f"{arguments.experiment}-{arguments.data}.jsonl"
-    out = Path(arguments.out) if arguments.out else Path(recording.__file__).parent / "recorded" / name
-    records = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
+    out = Path(arguments.out) if arguments.out else _package_record(arguments)
+    found = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
     header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
-    recording.write_record(out, header, records)
-    print(f"{len(records)} points recorded in {out}")
+    if arguments.partial:
+        found = [record for record in found if record["status"] == "done"]
+        if len(found) < len(points):
+            header["cut_short"] = f"{len(found)} of {len(points)} points"
+    records.write_record(out, header, found)
+    print(f"{header.get('cut_short', f'{len(found)} points')} recorded in {out}")
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    from .analysis import records
+    from .experiments import spec, store
+
+    points, folder = _points(arguments)
+    record = Path(arguments.record) if arguments.record else _package_record(arguments)
+    known = {spec.key(p) for p in points}
+    found = records.read_record(record.read_text(encoding="utf-8"))[1]
+    own = [point for point in found if spec.key_of(point["spec"]) in known]
+    print(f"{store.restore(folder, own)} points restored from {record}")
+    _status(arguments)
+
+
+def _package_record(arguments: argparse.Namespace) -> Path:
+    from .analysis import records
+
+    return Path(records.__file__).parent / "recorded" / f"{arguments.experiment}-{arguments.data}.jsonl"
