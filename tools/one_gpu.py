@@ -51,8 +51,8 @@ def steps(out: Path, scale: str) -> list[Step]:
             command = (PYTHON, "-W", "ignore", "-m", "benchmarks", part, "--nets", net, "--device", "cuda")
             found.append(Step(f"benchmark-{part}-{net}", command))
     for experiment in grids.GRIDS:
-        command = (PYTHON, "-m", "advdim", "run", experiment, "--device", "cuda", "--scale", scale)
-        found.append(Step(f"grid-{experiment}", (*command, "--runs", str(out / "points")), resumes=True))
+        run = (PYTHON, "-m", "advdim", "run", experiment, "--device", "cuda", "--scale", scale)
+        found.append(Step(f"grid-{experiment}", (*run, "--runs", str(out / "points")), resumes=True))
     return found
 
 

@@ -201,7 +201,8 @@ def _area(x: torch.Tensor, size: int) -> torch.Tensor:
 def _overlap(old: int, new: int) -> torch.Tensor:
     """Return [new, old]: the fraction of each new pixel that each old one covers, along one axis."""
     # Counted in 1/(old * new) of the side, so that both grids fall on integers and the overlaps are exact.
-    start_new, start_old = torch.arange(new)[:, None] * old, torch.arange(old)[None, :] * new
+    new_pixels, old_pixels = (torch.arange(n, device="cpu") for n in (new, old))
+    start_new, start_old = new_pixels[:, None] * old, old_pixels[None, :] * new
     shared = torch.minimum(start_new + old, start_old + new) - torch.maximum(start_new, start_old)
     return shared.clamp(min=0).double() / old
 
