@@ -1,82 +1,17 @@
-"""The command line. Each group of commands is one function that registers its parsers and one per command."""
+"""The commands of experiments: ``run``, ``status`` and ``record``."""
+
+from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``advdim ARGV`` and return the exit status: 0 done, 1 failed (one line on stderr says why), 2 misused."""
-    parser = argparse.ArgumentParser(prog="advdim", description="Adversarial vulnerability and input dimension.")
-    groups = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in (_register_data, _register_experiments):
-        register(groups)
-    arguments = parser.parse_args(argv)
-    try:
-        return arguments.command(arguments) or 0
-    except (OSError, ValueError) as error:
-        print("advdim:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("advdim: interrupted", file=sys.stderr)
-        return 130
-
-
-def _register_data(groups: Any) -> None:
-    group = groups.add_parser("data", help="the data sets on this machine")
-    commands = group.add_subparsers(required=True, metavar="COMMAND")
-    root = argparse.ArgumentParser(add_help=False)
-    root.add_argument(
-        "--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder"
-    )
-
-    add = commands.add_parser("add", parents=[root], help="unpack archives of images into the data root")
-    add.add_argument("archives", nargs="+", metavar="ARCHIVE", help="tar file of NAME/{train,test}/CLASS/IMAGE")
-    add.add_argument("--sha256", metavar="HEX", help="the checksum that the archive must have (one archive only)")
-    add.set_defaults(command=_data_add, misuse=add.error)
-
-    listing = commands.add_parser("list", parents=[root], help="show the data sets that are there")
-    listing.set_defaults(command=_data_list)
-
-    where = commands.add_parser("where", parents=[root], help="show the data root, and the setting it comes from")
-    where.set_defaults(command=_data_where)
-
-
-def _data_add(arguments: argparse.Namespace) -> None:
-    from .data.archives import add
-
-    if arguments.sha256 and len(arguments.archives) > 1:
-        arguments.misuse("--sha256 goes with one archive")
-    for archive in arguments.archives:
-        added = add(archive, arguments.root, sha256=arguments.sha256)
-        trust = "verified" if added.verified else "computed: nothing to compare it with"
-        done = f"{added.files} files unpacked into" if added.files else "already in"
-        print(f"{added.archive}: {done} {added.folder} (sha256 {added.sha256}, {trust})", flush=True)
-
-
-def _data_list(arguments: argparse.Namespace) -> None:
-    from . import data
-    from .data import folders
-
-    for name in ["digits", *folders.names(arguments.root)]:
-        counts = data.sizes(name, arguments.root)
-        known = None if name == "digits" else folders.manifest(folders.find(name, arguments.root))
-        origin = ", ".join(sorted(known["archives"])) if known else "embedded" if name == "digits" else "no manifest"
-        print(f"{name}: {', '.join(f'{count} {split}' for split, count in counts.items())} ({origin})")
-
-
-def _data_where(arguments: argparse.Namespace) -> None:
-    from .data.folders import locate
-
-    root, setting = locate(arguments.root)
-    print(f"{root} ({setting})")
-
-
-def _register_experiments(groups: Any) -> None:
-    from .experiments import grids
+def register(groups: Any) -> None:
+    """Add the group of commands to the parser."""
+    from ..experiments import grids
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("experiment", help=f"the experiment: {', '.join(grids.GRIDS)}")
@@ -116,7 +51,7 @@ def _register_experiments(groups: Any) -> None:
 
 
 def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
-    from .experiments.grids import DATA, GRIDS
+    from ..experiments.grids import DATA, GRIDS
 
     if arguments.experiment not in GRIDS:
         raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
@@ -146,7 +81,7 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.runner import run
+    from ..experiments.runner import run
 
     if arguments.engine != "ray" and (arguments.address or arguments.gpus):
         arguments.misuse("--address and --gpus go with --engine ray")
@@ -176,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _compare_hours(points: list[Any], folder: Path) -> None:
     """Print what the training runs that are done were predicted to take on one core of a CPU, and what they took."""
-    from .experiments import cost, spec, store
+    from ..experiments import cost, spec, store
 
     done = [(p, r) for p in points if (r := store.load(folder, spec.key(p))) and r["status"] == "done"]
     trained = [(p, r["provenance"]["seconds"] / 3600) for p, r in done if isinstance(p, spec.AfterTraining)]
@@ -189,7 +124,7 @@ def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The engine and the device."""
     import torch
 
-    from .experiments.engines import executors, ray_cluster
+    from ..experiments.engines import executors, ray_cluster
 
     jobs, threads = arguments.jobs, arguments.threads
     if arguments.engine == "ray":  # whose devices are not this machine's
@@ -207,7 +142,7 @@ def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
 def _device(name: str | None) -> Any:
     import torch
 
-    from .models import device
+    from ..models import device
 
     try:
         where = torch.device(name) if name else device()
@@ -219,7 +154,7 @@ def _device(name: str | None) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from .experiments import locks, spec, store
+    from ..experiments import locks, spec, store
 
     points, folder = _points(arguments)
     counts = dict.fromkeys(("done", "failed", "running", "to do"), 0)
@@ -241,8 +176,8 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from .analysis import records
-    from .experiments import spec, store
+    from ..analysis import records
+    from ..experiments import spec, store
 
     points, folder = _points(arguments)
     out = Path(arguments.out) if arguments.out else _package_record(arguments)
@@ -257,8 +192,8 @@ def _record(arguments: argparse.Namespace) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from .analysis import records
-    from .experiments import spec, store
+    from ..analysis import records
+    from ..experiments import spec, store
 
     points, folder = _points(arguments)
     record = Path(arguments.record) if arguments.record else _package_record(arguments)
@@ -270,6 +205,6 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 def _package_record(arguments: argparse.Namespace) -> Path:
-    from .analysis import records
+    from ..analysis import records
 
     return Path(records.__file__).parent / "recorded" / f"{arguments.experiment}-{arguments.data}.jsonl"
