@@ -28,8 +28,9 @@ def measured(
         sums: dict[str, float] = {}
         for part, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
             xc = model_images(part, recipe, model)
-            found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
-            found |= metrics(model, xc, yc) if metrics else {}
+            found = metrics(model, xc, yc) if metrics else {}
+            if "l1" not in found:
+                found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()} | found
             sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
         row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     return row

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from .result import DivergenceError, Result
 
 #: Methods that differentiate the gradient again.
 DOUBLE_BACKWARD = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
+Epochs = int | Sequence[int]  # every so many, or after so many, counted from 1
 
 
 @dataclass
@@ -79,7 +80,7 @@ def fit(
     checkpoint_every: int | None = None,
     progress: bool = True,
     eval_images: int = 1000,
-    eval_every: int = 1,
+    eval_every: Epochs = 1,
     metrics: Metrics | None = None,
 ) -> Result:
     """Train a model in place, and leave it in eval mode, parameters without ``.grad``.
@@ -97,9 +98,10 @@ def fit(
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
         eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
-        eval_every: after every so many epochs, and the last, train and test images are measured.
-        metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
-            The history gets their means, as ``train_NAME`` and ``test_NAME``.
+        eval_every: after every so many epochs, or after so many as a sequence lists, and after the last, train and test
+            images are measured.
+        metrics: what else to measure then: a function of (model, x, y) to sums over the images x, by name. The history
+            gets their means, as ``train_NAME`` and ``test_NAME``. Gradient norms that it gives are not measured again.
 
     Returns:
         The history, and the best epoch.
@@ -111,7 +113,8 @@ def fit(
         DivergenceError: if the objective or a weight is not finite. The checkpoint stays that of the last good state.
     """
     counts = {"eval_images": eval_images, "eval_every": eval_every}
-    for name, count in (*counts.items(), ("checkpoint_every", checkpoint_every)):
+    least = eval_every if isinstance(eval_every, int) else min(eval_every)
+    for name, count in (("eval_images", eval_images), ("eval_every", least), ("checkpoint_every", checkpoint_every)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if (x_test is None) != (y_test is None):
@@ -217,7 +220,7 @@ def _refuse_divergence(run: _Run, losses: Tensor) -> None:
 
 
 def _end_epoch(
-    run: _Run, validation: Pairs, test: Pairs, eval_subsets: Pairs, every: int, metrics: Metrics | None
+    run: _Run, validation: Pairs, test: Pairs, eval_subsets: Pairs, every: Epochs, metrics: Metrics | None
 ) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
@@ -225,19 +228,26 @@ def _end_epoch(
     loss = float(state.losses @ state.losses.new_tensor(run.sizes)) / sum(run.sizes)
     row = {"epoch": state.epoch, "loss": loss, "lr": state.lr, "seconds": state.seconds}
     row |= {f"{name}_accuracy": evaluation.accuracy(model, *pair, recipe) for name, pair in validation.items()}
+    if recipe.stop_accuracy is not None:
+        trained = run.train_idx.to(run.x.device)
+        row["train_accuracy"] = evaluation.accuracy(model, run.x[trained], run.y[trained], recipe)
     state.history.append(row)
     if validation:
         best = None if state.best_epoch is None else state.history[state.best_epoch]["validation_accuracy"]
         if best is None or row["validation_accuracy"] > best:
             state.best_epoch = state.epoch
             state.best = {name: t.clone() for name, t in model.state_dict().items()}
-    if (state.epoch + 1) % every == 0 or _ended(run, state.epoch + 1):
-        row |= evaluation.measured(model, recipe, {"train": eval_subsets["train"]} | test, eval_subsets, metrics)
+    due = (state.epoch + 1) % every == 0 if isinstance(every, int) else state.epoch + 1 in every
+    if due or _ended(run, state.epoch + 1):
+        whole = test if "train_accuracy" in row else {"train": eval_subsets["train"]} | test
+        row |= evaluation.measured(model, recipe, whole, eval_subsets, metrics)
     state.epoch += 1
     state.batch, state.order, state.losses, state.seconds = 0, None, None, 0.0
 
 
 def _ended(run: _Run, epochs: int) -> bool:
-    """Whether training ends after so many epochs: all of them, or as many as early stopping waits for a better one."""
-    patience, best = run.recipe.early_stopping, run.state.best_epoch
+    """Whether training ends after so many epochs: all, or what early stopping waits, or what stop_accuracy takes."""
+    patience, best, enough = run.recipe.early_stopping, run.state.best_epoch, run.recipe.stop_accuracy
+    if enough is not None and run.state.history and run.state.history[-1]["train_accuracy"] >= enough:
+        return True
     return epochs == run.recipe.epochs or (patience is not None and best is not None and epochs > best + patience)
