@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advdim import attacks, measure, models, norms
+from advdim.attacks.projected_gradient import random_starts
 
 INF = math.inf
 BALLS = (1, 2, INF)
@@ -287,3 +288,27 @@ def test_early_stop_keeps_success_and_moves_no_further(p, restarts):
         assert not torch.equal(early, full)
     else:
         assert (stopped | ~fooled).double().mean() == 1
+
+
+def one_by_one(shape, p, generator):
+    """A point drawn uniformly from the unit ball, each by itself: what batches of them are to repeat bit for bit."""
+    u = torch.rand(shape, generator=generator)
+    if p == math.inf:
+        return 2 * u - 1
+    if p == 2:
+        direction = torch.randn(shape, generator=generator)
+    else:
+        direction = torch.empty_like(u).exponential_(generator=generator) * (u - 0.5).sign()
+    radius = torch.rand((), generator=generator) ** (1 / u.numel())
+    return direction * (radius / norms.norm(direction[None], p))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 8, 8), (3, 31, 37), (3, 64, 64)])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_random_starts_are_drawn_for_a_batch_with_the_bits_of_single_images(p, shape):
+    x, radius = torch.zeros(4, *shape), torch.full((4, 1, 1, 1), 0.3)
+    drawn = random_starts(x, p, radius, torch.Generator().manual_seed(0), restarts=2)
+    generator = torch.Generator().manual_seed(0)
+    expected = [[one_by_one(shape, p, generator) for _ in range(2)] for _ in x]
+    for found, starts in zip(drawn, zip(*expected, strict=True), strict=True):
+        assert torch.equal(found, radius * torch.stack(starts))
