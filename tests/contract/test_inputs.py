@@ -268,9 +268,7 @@ def test_no_attack_exceeds_its_eps_by_the_last_digit(
 ):
     """Measured in float64, in which differences of float32 images are exact; 8/255 lies between two float32 numbers."""
     net, (x, y) = relu_net().to(dtype), batch(3, dtype=dtype, seed=seed)
-    x = scale * x.round(
-        decimals=1
-    )  # on the ends of the range; next to 0, sums round either way
+    x = scale * x.round(decimals=1)  # on the ends of the range; next to 0, sums round either way
     radii = torch.tensor([eps, 2 * eps, eps / 2], dtype=torch.float64)
     options = {"eps": radii, "clip": clip}
     one = attacks.one_step(net, x, y, p=exponent, **options)
