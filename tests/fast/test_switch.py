@@ -220,9 +220,8 @@ def _counting(kind, ran):
 
 
 def test_the_switch_is_as_it_was_after_an_error_inside():
-    with pytest.raises(RuntimeError, match="boom"), fast.disable():
-        assert not fast.enabled()
-        raise RuntimeError("boom")
+    with pytest.raises(TypeError), fast.disable():
+        measure.outputs(None, None)
     assert fast.enabled()
     with fast.disable():
         with fast.disable():
