@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
+import advdim
 from advdim import cli
 from advdim.data.folders import MissingDataError
 from advdim.experiments import grids, runner, spec, store
@@ -87,7 +88,8 @@ def main(arguments):
     return cli.main(arguments)
 
 
-TESTS = str(Path(__file__).parents[1])  # where processes find this module, by its name
+#: Where processes find this module, by its name, and the package that is tested.
+TESTS = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(advdim.__file__).parents[1]))
 
 
 def _hear_ctrl_c():
