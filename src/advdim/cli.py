@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .audit import command as audit_command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``advdim ARGV`` and return the exit status: 0 done, 1 failed (one line on stderr says why), 2 misused."""
     parser = argparse.ArgumentParser(prog="advdim", description="Adversarial vulnerability and input dimension.")
     groups = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in (_register_data, _register_experiments):
+    for register in (_register_data, audit_command.register, _register_experiments):
         register(groups)
     arguments = parser.parse_args(argv)
     try:
