@@ -1,4 +1,4 @@
-"""Sphinx extension of the book: what the site serves itself, what it leaves out, and what its pages say of themselves."""
+"""Sphinx extension of the book: what the site serves itself, what it leaves out, what its pages say of themselves."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def _drop_unused(static: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def pages(outdir: Path) -> list[Path]:
+    """The site's pages, less the theme's templates."""
+    return sorted(page for page in outdir.rglob("*.html") if "_static" not in page.parts)
+
+
 def previews(pages: list[Path]) -> dict[str, str]:
     """HTML of all that a link between two of the pages leads to and that can be shown beside it, by ``page#id``."""
     read = {page.name: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in pages}
@@ -76,7 +81,7 @@ def _preview(target: Tag) -> str:
 
 
 def _write_previews(outdir: Path) -> None:
-    found = previews(sorted(outdir.glob("*.html")))
+    found = previews(pages(outdir))
     target = outdir / "_static" / "previews" / "all.js"
     target.parent.mkdir(exist_ok=True)
     text = json.dumps(found, ensure_ascii=False, indent=0, sort_keys=True)
@@ -89,15 +94,15 @@ def _base_url() -> str:
 
 
 def _write_sitemap(outdir: Path) -> None:
-    pages = sorted(page.name for page in outdir.glob("*.html") if page.name not in ("search.html", "genindex.html"))
-    urls = "\n".join(f"  <url><loc>{_base_url()}{'' if page == 'index.html' else page}</loc></url>" for page in pages)
+    names = [page.relative_to(outdir).as_posix() for page in pages(outdir) if page.name != "search.html"]
+    urls = "\n".join(f"  <url><loc>{_base_url()}{'' if name == 'index.html' else name}</loc></url>" for name in names)
     text = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
     (outdir / "sitemap.xml").write_text(f"{text}{urls}\n</urlset>\n", encoding="utf-8")
 
 
 def _tidy_pages(outdir: Path) -> None:
     """Icons are drawn by the theme's fonts alone, less its script of 1.5 MB that draws them a second time."""
-    for page in outdir.glob("*.html"):
+    for page in pages(outdir):
         text = page.read_text(encoding="utf-8")
         shorter = re.sub(r"\s*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?", "", text)
         page.write_text(shorter, encoding="utf-8")

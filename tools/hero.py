@@ -129,7 +129,8 @@ def still(found: dict[str, Any]) -> str:
     for place, (words, values) in enumerate(panels):
         left = 242 * place
         parts.append(
-            f'<image x="{left}" y="0" width="230" height="230" style="image-rendering:pixelated" href="{_png(values)}"/>'
+            f'<image x="{left}" y="0" width="230" height="230" style="image-rendering:pixelated" '
+            f'href="{_png(values)}"/>'
             f'<text x="{left}" y="248">{words}</text>'
         )
     first, top = own["gradient"]["loss"][0], own["gradient"]["loss"][16] - own["gradient"]["loss"][0]

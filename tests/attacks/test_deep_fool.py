@@ -118,23 +118,3 @@ def test_where_no_gradient_leads_to_another_class_the_image_stays():
     with torch.no_grad():
         net[1].weight.copy_(net[1].weight[:1].expand(3, -1).clone())
     assert torch.equal(attacks.deepfool(net, x), x)
-
-
-def test_what_deepfool_refuses():
-    net, (x, y) = linear(3), batch(4)
-    for wrong, match in (
-        ({"p": 1}, "p = 1"),
-        ({"p": 3}, "p = 3"),
-        ({"steps": 0}, "steps.*0"),
-        ({"candidates": 1}, "candidates.*1"),
-        ({"overshoot": -0.1}, r"overshoot.*-0\.1"),
-        ({"batch_size": 0}, "batch_size.*0"),
-        ({"y": y[:2]}, r"\(2,\)"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            attacks.deepfool(net, x, **wrong)
-    with pytest.raises(ValueError, match=r"2 classes.*1"):
-        attacks.deepfool(linear(1), x)
-    x[1, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="example 1"):
-        attacks.deepfool(net, x)

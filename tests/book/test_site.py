@@ -43,8 +43,8 @@ STATE = """async () => {
   };
 }"""
 
-#: What reaches over the right edge of the window, unless it can be scrolled there in a box of its own, and the boxes that
-#: hide a part of what they hold: whether they show it and the keyboard reaches them, and what is in them.
+#: What reaches over the right edge of the window, unless it can be scrolled there in a box of its own, and the boxes
+#: that hide a part of what they hold: whether they show it and the keyboard reaches them, and what is in them.
 OVERFLOW = """async () => {
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))));
   const width = document.documentElement.clientWidth;
@@ -95,8 +95,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(site: Path) -> list[Path]:
-    """Every page, less those that the theme's own assets hold."""
-    return sorted(site.glob("*.html"))
+    """Every page, less those that the theme's own assets hold and the listings of the source."""
+    return sorted([*site.glob("*.html"), *site.glob("api/*.html")])
 
 
 @pytest.fixture(scope="session")
@@ -244,7 +244,7 @@ class Links(HTMLParser):
 def parsed(site: Path) -> dict[Path, Links]:
     """Every page, read."""
     read = {}
-    for page in site.glob("*.html"):
+    for page in [*site.glob("*.html"), *site.glob("api/*.html")]:
         read[page] = Links()
         read[page].feed(page.read_text(encoding="utf-8"))
     return read

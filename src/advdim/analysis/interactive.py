@@ -1,7 +1,7 @@
 """Figures to play with: one piece of HTML each, with its data, its script and a still picture inside.
 
-A figure needs nothing from elsewhere, so it works in a site opened from a disk, in Colab and in Jupyter. Where no script
-runs, and in print, the still picture stands in its place. The same arguments give the same bytes.
+A figure needs nothing from elsewhere, so it works in a site opened from a disk, in Colab and in Jupyter. Where no
+script runs, and in print, the still picture stands in its place. The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ def figure(script: str, data: Any, still: str, *, label: str, ident: str) -> Htm
     """
     packed = json.dumps(rounded(data), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     text = html.escape(label, quote=True)
+    start = f"kit.start({json.dumps(ident)}, figure);"
     source = "\n".join(
         [
             f'<div class="advdim-fig" id="{ident}" role="group" aria-label="{text}">',
             f"<style>{_file('figure.css')}</style>",
             f'<div class="static" role="img" aria-label="{text}">{still}</div>',
             f'<script type="application/json">{packed}</script>',
-            f"<script>(() => {{\n{_file('kit.js')}\n{_file(script + '.js')}\nkit.start({json.dumps(ident)}, figure);\n}})();</script>",
+            f"<script>(() => {{\n{_file('kit.js')}\n{_file(script + '.js')}\n{start}\n}})();</script>",
             "</div>",
         ]
     )
