@@ -10,7 +10,7 @@ from helpers.tiny import THREE, TINY
 import advdim as ad
 from advdim.analysis import records, tables
 from advdim.cli import main
-from advdim.experiments import grids, locks, runner, spec
+from advdim.experiments import cost, grids, locks, runner, spec
 from advdim.experiments.engines import executors
 
 
@@ -156,6 +156,7 @@ def test_cuda_where_there_is_none(elsewhere, capsys):
         ["run", "initialisation", "--engine", "processes", "--address", "auto"],
         ["run", "initialisation", "--jobs", "2"],
         ["run", "initialisation", "--threads", "one"],
+        ["run", "initialisation", "--first", "0"],
         ["status", "--device", "cpu"],
         ["record", "a", "b"],
     ],
@@ -211,3 +212,57 @@ def test_an_interruption_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr(runner, "measure", interrupt)
     assert main(["run", "initialisation", "--device", "cpu"]) == 130
     assert capsys.readouterr().err.endswith("the same command goes on from there\n")
+
+
+def test_the_first_points_alone(free, elsewhere, capsys):
+    assert main(["run", "initialisation", "--device", "cpu", "--first", "2"]) == 0
+    assert capsys.readouterr().out.endswith("runs/initialisation: 2 done, 0 failed, 0 running, 1 to do\n")
+    done = {file.stem for file in (elsewhere / "runs" / "initialisation").glob("*.json")}
+    assert done == {spec.key(s) for s in THREE[:2]}
+
+
+def test_a_grid_cut_short_is_recorded_as_such_and_goes_on_from_its_record(free, elsewhere, capsys):
+    """As on another machine, where there is the record and no folder of points."""
+    record = ["record", "initialisation", "--out", "record.jsonl", "--partial"]
+    assert main(["run", "initialisation", "--device", "cpu", "--first", "2"]) == 0
+    capsys.readouterr()
+    assert main(record) == 0
+    assert capsys.readouterr().out == "2 of 3 points recorded in record.jsonl\n"
+    header, points = records.read_record((elsewhere / "record.jsonl").read_text())
+    assert header["cut_short"] == "2 of 3 points"
+    assert len(points) == 2
+    for file in (elsewhere / "runs" / "initialisation").glob("*.json"):
+        file.unlink()
+    assert main(["restore", "initialisation", "--record", "record.jsonl"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("2 points restored from record.jsonl\n")
+    assert "2 done, 0 failed, 0 running, 1 to do" in out
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    assert main(record) == 0
+    header, points = records.read_record((elsewhere / "record.jsonl").read_text())
+    assert "cut_short" not in header
+    assert {spec.key_of(p["spec"]) for p in points} == {spec.key(s) for s in THREE}
+
+
+def test_points_of_another_grid_are_not_restored(free, elsewhere, capsys):
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    assert main(["record", "initialisation", "--out", "record.jsonl"]) == 0
+    (elsewhere / "runs" / "initialisation" / f"{spec.key(TINY)}.json").unlink()
+    capsys.readouterr()
+    assert main(["restore", "4.1", "--data", "digits", "--record", "record.jsonl"]) == 0
+    assert capsys.readouterr().out.startswith("0 points restored")
+    assert "none.jsonl" in refused(["restore", "initialisation", "--record", "none.jsonl"], capsys)
+
+
+def test_training_runs_are_compared_with_their_prediction(elsewhere, monkeypatch, capsys):
+    grid = grids.GRIDS["4.1"]("quick", "digits")[:2]
+    monkeypatch.setitem(grids.GRIDS, "4.1", lambda scale, data: grid)
+    monkeypatch.setattr(runner, "measure", lambda s, device, root, checkpoint: {"l1": 1.0})
+    assert main(["run", "4.1", "--data", "digits", "--device", "cpu"]) == 0
+    predicted = sum(cost.core_hours(grid))
+    line = f"2 training runs: 0.00 h; predicted for one core of a CPU: {predicted:.2f} h\n"
+    assert capsys.readouterr().out.endswith(line)
+
+
+def test_a_partial_record_of_nothing_is_refused(free, elsewhere, capsys):
+    assert "no points to record" in refused(["record", "initialisation", "--out", "r.jsonl", "--partial"], capsys)

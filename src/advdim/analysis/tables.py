@@ -69,12 +69,16 @@ def runs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
     Returns:
         Columns ``data``, ``size``, ``resize``, ``d`` (input dimension), ``network``, ``method``, ``strength``,
-        ``seed``, ``epochs``, every metric that is a single number (:func:`advdim.experiments.after_training.run`) and,
-        as ``initial_NAME``, those before training.
+        ``seed``, ``epochs``, every metric that is a single number (:func:`advdim.experiments.after_training.run`), also
+        those of ``train`` and ``test``, as ``train_NAME`` and ``test_NAME``, and, as ``initial_NAME``, those before
+        training. Where a seed draws its own training images, ``images`` says how many.
     """
     rows = []
     for point in points:
         single = {name: value for name, value in point["metrics"].items() if not isinstance(value, list | dict)}
+        for split in ("train", "test"):
+            state = point["metrics"].get(split, {})
+            single |= {f"{split}_{name}": value for name, value in state.items() if not isinstance(value, list | dict)}
         initial = {f"initial_{name}": value for name, value in point["metrics"].get("initial", {}).items()}
         rows.append(_settings(point["spec"]) | single | initial)
     return _sorted(rows)
@@ -120,6 +124,7 @@ def _settings(spec: dict[str, Any]) -> dict[str, Any]:
         "d": _channels(images["data"]) * images["size"] ** 2,
         "network": str(Network(**spec["network"])),
         **{name: recipe[name] for name in ("method", "strength", "seed", "epochs")},
+        **({"images": spec.get("train", "all")} if "train_seed" in spec else {}),
     }
 
 

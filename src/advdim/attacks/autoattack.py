@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..measure.gradients import warn_of_train_mode
+from ..measure.gradients import check_classes, warn_of_train_mode
 from ..models import fast
 from ..theory import norms
 from .perturbation import check_precision, check_range, per_image, perturbed, refuse_non_finite
@@ -72,6 +72,7 @@ def auto_attack(
         classes = logits.shape[1]
         if classes < 4:
             raise ValueError(f"AutoAttack compares the largest 4 logits, the model has {classes}; pgd takes any number")
+        check_classes(y, classes)
         library = AutoAttack(forward, norm=_NAMES[p], eps=float(eps), seed=seed, device=x.device)
         for part in (library.apgd_targeted, library.fab):
             part.n_target_classes = min(part.n_target_classes, classes - 1)

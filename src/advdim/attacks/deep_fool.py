@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..measure.gradients import batches, check_minimum, full_float32, outputs_at_leaf, warn_of_train_mode
+from ..measure.gradients import batches, check_classes, check_minimum, outputs_at_leaf, warn_of_train_mode
 from ..models import fast
+from ..models.device import full_float32
 from ..theory import norms
 from .perturbation import as_column, check_precision, check_range, refuse_non_finite
 
@@ -90,6 +91,7 @@ def _walk(
         if step == 0:
             if outputs.shape[1] < 2:
                 raise ValueError(f"DeepFool needs at least 2 classes, the model has {outputs.shape[1]}")
+            check_classes(y, outputs.shape[1])
             y = torch.where(y < 0, outputs.argmax(1), y)
         others = outputs.detach().scatter(1, y[:, None], -math.inf)
         if step == 0:

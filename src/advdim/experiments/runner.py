@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
@@ -22,6 +24,8 @@ from .engines.executors import Executor, serial
 from .provenance import provenance
 from .spec import AfterTraining, Spec, as_dict, key
 
+#: What PyTorch raises from a CUDA error on, whatever it is asked; before 2.8 it cannot be told from other errors.
+DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 POLL = 1.0  # seconds between looks at the clock, and at points that other runners have locked
 ATTEMPTS = 2  # at a point whose worker dies: it may have been killed for the memory that its neighbours took
 
@@ -70,7 +74,7 @@ def run(
     Raises:
         MissingDataError: if the data set is not there.
         ValueError: if a file of the folder is not a record, or the data are not what was unpacked.
-        OSError: if a result cannot be written; the points before it are kept.
+        OSError: if a result cannot be written, or the device is lost; the points before it are kept.
     """
     from tqdm import tqdm
 
@@ -162,6 +166,13 @@ def _measure(job: Job) -> Record | Exception:
             record |= {"status": "done", "metrics": metrics}
         except data.MissingDataError as error:
             return error
+        except DEVICE_LOST as error:  # in this process nothing can be computed on the device any more
+            if parent_process() is None:
+                lost = OSError(f"{job.spec}: the device is lost ({error}); the same command goes on, in a new process")
+                lost.__cause__ = error
+                return lost
+            print(f"{job.spec}: the device is lost: {error}", file=sys.stderr, flush=True)
+            os._exit(1)  # as if killed: a process of its own begins the point again
         except Exception as error:  # kept with the point: one failure must not end the sweep
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         return record | {"provenance": {**where, "seconds": round(time.perf_counter() - start, 2)}}

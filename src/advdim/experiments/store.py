@@ -81,3 +81,19 @@ def clean(folder: Path) -> None:
     for name in {file.name.partition(".")[0] for file in folder.glob("*.checkpoint*")}:
         if (load(folder, name) or {}).get("status") == "done":
             _delete_checkpoint(folder, name)
+
+
+def restore(folder: Path, points: list[Record]) -> int:
+    """Write the points of a record, as ``read_record`` gives them, into a folder that lacks them; return how many.
+
+    Raises:
+        ValueError: if a file of the folder is not a record.
+        OSError: if a file cannot be written; the message names it.
+    """
+    restored = 0
+    for point in points:
+        name = key_of(point["spec"])
+        if (load(folder, name) or {}).get("status") != "done":
+            save(folder, name, point)
+            restored += 1
+    return restored

@@ -97,10 +97,11 @@ def build(
     for what, number in (("classes", classes), ("width", network.width), ("depth", network.depth)):
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, got {number}")
-    layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
-    layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
-    net = Net(*layers, image_shape=(channels, side, side), classes=classes)
-    initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
+    with torch.device("cpu"):  # whatever torch.set_default_device says: weights are drawn there
+        layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
+        layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
+        net = Net(*layers, image_shape=(channels, side, side), classes=classes)
+        initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
     return net.eval()
 
 
@@ -156,7 +157,7 @@ def _normalisation(normalise: str | tuple[Tensor, Tensor] | None, channels: int)
     if isinstance(normalise, str):
         _choose("normalise", normalise, ("batch",))
         return [nn.BatchNorm2d(channels)]
-    mean, std = (torch.as_tensor(v) for v in normalise)
+    mean, std = (torch.as_tensor(v).cpu() for v in normalise)
     if mean.shape != (channels,) or std.shape != (channels,) or not bool((std > 0).all()):
         raise ValueError(f"normalise takes mean and positive std of shape [{channels}], got {mean} and {std}")
     return [Normalise(mean, std)]

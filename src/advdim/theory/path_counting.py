@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import data
+from ..models.device import full_float32
 from ..models.initialise import WeightLaw, weight_layers
 from ..models.layers import Normalise
 
@@ -80,7 +81,7 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
     layers = known_layers(model)
     shares = []
     before = 1.0
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():  # a gate near 0 would open or shut by rounding
         for i, layer in enumerate(layers):
             x = layer(x)
             share = 1.0
