@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.nets import batch, relu_net, smooth_net
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
@@ -195,6 +196,21 @@ def test_random_starts_fill_the_ball(p):
     flat = start.flatten(1).double()
     assert abs((flat > 0).double().mean() - 0.5) < 0.01
     assert (flat.abs().mean(0) / flat.abs().mean() - 1).abs().max() < 0.12
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_random_starts_have_the_law_of_the_uniform_ball(p):
+    """Of the directions, too: scaled to unit size, a coordinate's size is Beta(1, d - 1) for p = 1, its square is
+    Beta(1/2, (d - 1) / 2) for p = 2. The size alone would not tell one ball from the other."""
+    net, x = linear().float(), torch.full((2000, 2, 6, 6), 0.5)
+    net[1].weight.data.zero_()
+    y = torch.zeros(2000, dtype=torch.long)
+    start = (attacks.pgd(net, x, y, p=p, eps=0.4, random_start=True, generator=seeded()) - x).flatten(1).double()
+    unit = start.abs() / norms.norm(start, p)[:, None]
+    law = stats.beta(1, 71) if p == 1 else stats.beta(0.5, 35.5)
+    for coordinate in (0, 35, 71):
+        sample = unit[:, coordinate] if p == 1 else unit[:, coordinate].square()
+        assert stats.kstest(sample.numpy(), law.cdf).pvalue > 1e-3
 
 
 # Options
