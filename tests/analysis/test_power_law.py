@@ -34,15 +34,15 @@ def test_an_exact_power_law_is_recovered(slope, seeds):
         assert not fit.contains(fit.slope)
 
 
-def test_slope_is_the_regression_of_log_means():
+def test_slope_is_the_regression_of_mean_logs():
     values = experiment(np.random.default_rng(0), noise=1.0)  # so strong that mean of logs and log of mean differ
     fit = analysis.exponent(D, values)
-    oracle = stats.linregress(np.log(D), np.log(values.mean(axis=1)))
+    oracle = stats.linregress(np.log(D), np.log(values).mean(axis=1))
     assert fit.slope == pytest.approx(oracle.slope, rel=1e-12)
     assert fit.intercept == pytest.approx(oracle.intercept, rel=1e-12)
-    assert abs(fit.slope - stats.linregress(np.log(D), np.log(values).mean(axis=1)).slope) > 0.01
-    assert fit.means == pytest.approx(values.mean(axis=1))
-    assert fit.local == pytest.approx(np.diff(np.log(values.mean(axis=1))) / np.diff(np.log(D)))
+    assert fit.means == pytest.approx(stats.gmean(values, axis=1))
+    assert fit.local == pytest.approx(np.diff(np.log(fit.means)) / np.diff(np.log(D)))
+    assert fit.bend.mean == pytest.approx(fit.local[-1] - fit.local[0])
 
 
 def test_order_of_sizes_and_seeds_and_unit_of_values_do_not_matter():
@@ -60,61 +60,111 @@ def test_order_of_sizes_and_seeds_and_unit_of_values_do_not_matter():
     )
 
 
-def test_the_interval_is_deterministic_and_leaves_the_global_generator_alone():
-    values = experiment(np.random.default_rng(2))
-    np.random.seed(0)  # noqa: NPY002  # the global generator is what must not be touched
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    assert analysis.exponent(D, values) == analysis.exponent(D, values)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+# Log-noise of [S, n] measurements of mean 0, by distribution.
+LAWS = {
+    "gaussian values": lambda rng, n: np.log(np.maximum(1 + 0.2 * rng.standard_normal((4, n)), 0.05)),
+    "log-normal": lambda rng, n: 0.5 * rng.standard_normal((4, n)),
+    "other spreads": lambda rng, n: np.array([0.1, 0.3, 0.6, 1.0])[:, None] * rng.standard_normal((4, n)),
+    "heavy tails": lambda rng, n: 0.3 * rng.standard_t(3, (4, n)),
+    "skewed": lambda rng, n: 0.3 * (rng.exponential(1, (4, n)) - 1),
+}
+SIMULATED = 600
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_coverage_of_the_interval(paired):
-    """Of 400 simulated experiments at 8 seeds, 95% of the intervals hold the truth, within 4 standard errors of 1.1%.
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("law", LAWS)
+def test_coverage_of_the_interval(law, seeds, paired):
+    """Of simulated experiments at least 92% of the intervals hold the truth; 3 and 5 seeds by bootstrap: 74 and 90%."""
+    rng = np.random.default_rng([1, seeds, paired])
+    covered = 0
+    for _ in range(SIMULATED):
+        noise = LAWS[law](rng, seeds) + (0.5 * rng.standard_normal(seeds) if paired else 0)
+        covered += analysis.exponent(D, 3 * D[:, None] ** 0.5 * np.exp(noise), paired=paired).contains(0.5)
+    assert covered / SIMULATED > 0.92
 
-    Without the correction for few seeds the percentile bootstrap covers about 88%, and fails this when paired.
-    """
-    rng = np.random.default_rng(3)
-    n, common = 400, 0.5 if paired else 0.0
-    fits = [analysis.exponent(D, experiment(rng, common=common), paired=paired, resamples=600) for _ in range(n)]
-    covered = np.mean([fit.contains(0.5) for fit in fits])
-    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / n)
-    assert all(fit.low < fit.slope < fit.high for fit in fits)
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_coverage_of_a_difference(seeds, paired):
+    rng = np.random.default_rng([4, seeds, paired])
+    covered = chance = 0
+    for _ in range(SIMULATED):
+        common = 0.5 * rng.standard_normal((4, seeds)) if paired else 0
+        first, second = (
+            analysis.exponent(D, D[:, None] ** slope * np.exp(0.3 * rng.standard_normal((4, seeds)) + common))
+            for slope in (0.5, 0.4)
+        )
+        difference = analysis.exponent_difference(first, second, paired=paired)
+        covered += difference.contains(0.1)
+        chance += difference.contains(0.0)
+    assert 0.93 < covered / SIMULATED < 0.98
+    assert chance < covered
 
 
 def test_coverage_of_another_level():
     rng = np.random.default_rng(4)
-    n = 300
-    fits = [analysis.exponent(D, experiment(rng), confidence=0.8, resamples=300) for _ in range(n)]
+    fits = [analysis.exponent(D, experiment(rng), confidence=0.8) for _ in range(SIMULATED)]
     covered = np.mean([fit.contains(0.5) for fit in fits])
-    assert abs(covered - 0.8) < 4 * math.sqrt(0.8 * 0.2 / n)
+    assert abs(covered - 0.8) < 4 * math.sqrt(0.8 * 0.2 / SIMULATED)
 
 
-def test_width_of_the_interval_is_students_over_seeds():
-    """For little noise the slope is a mean over seeds of the seeds' own slopes, of Student's interval."""
+def test_coverage_of_the_bend():
     rng = np.random.default_rng(5)
-    ratios = []
-    for _ in range(20):
-        values = experiment(rng, noise=0.02)
-        fit = analysis.exponent(D, values)
-        own = [stats.linregress(np.log(D), np.log(column)).slope for column in values.T]
-        half = stats.t.ppf(0.975, df=7) * np.std(own, ddof=1) / math.sqrt(8)
-        ratios.append((fit.high - fit.low) / (2 * half))
-    assert np.mean(ratios) == pytest.approx(1, abs=0.05)
+    fits = [analysis.exponent(D, experiment(rng, seeds=4)) for _ in range(SIMULATED)]
+    assert 0.93 < np.mean([fit.bend.contains(0) for fit in fits]) < 0.97
+    bent = analysis.exponent(D, np.exp(-((np.log(D) - 8) ** 2) / 10)[:, None] * experiment(rng, noise=0.05))
+    assert bent.bend.high < 0
+    assert analysis.exponent(D[:2], experiment(rng)[:2]).bend is None
+
+
+def test_the_interval_is_students_of_the_seeds_own_slopes():
+    values = experiment(np.random.default_rng(5))
+    own = [stats.linregress(np.log(D), np.log(column)).slope for column in values.T]
+    oracle = stats.ttest_1samp(own, 0).confidence_interval(0.95)
+    fit = analysis.exponent(D, values)
+    assert (fit.low, fit.high) == pytest.approx(tuple(oracle), rel=1e-12)
+    assert fit.slopes[0] == pytest.approx(own)
+    mean = analysis.mean_interval(own, 0.95)
+    assert (mean.mean, mean.low, mean.high) == pytest.approx((fit.slope, fit.low, fit.high))
+
+
+def test_a_difference_is_that_of_scipy():
+    rng = np.random.default_rng(6)
+    first, second, fewer = (analysis.exponent(D, experiment(rng, seeds=n)) for n in (6, 6, 4))
+    a, b, c = (np.array(fit.slopes[0]) for fit in (first, second, fewer))
+    paired = analysis.exponent_difference(first, second)
+    assert (paired.low, paired.high) == pytest.approx(tuple(stats.ttest_rel(a, b).confidence_interval(0.95)), rel=1e-9)
+    welch = analysis.exponent_difference(first, fewer, paired=False)
+    oracle = stats.ttest_ind(a, c, equal_var=False).confidence_interval(0.95)
+    assert (welch.low, welch.high) == pytest.approx(tuple(oracle), rel=1e-9)
+    with pytest.raises(ValueError, match="6 and 4"):
+        analysis.exponent_difference(first, fewer)
+    with pytest.raises(ValueError, match=r"0\.95 and 0\.9"):
+        analysis.exponent_difference(first, analysis.exponent(D, experiment(rng), confidence=0.9))
+
+
+def test_one_seed_has_no_interval_and_two_an_honest_one():
+    one, two = (analysis.exponent(D, experiment(np.random.default_rng(7), seeds=n)) for n in (1, 2))
+    assert math.isnan(one.low)
+    assert two.high - two.low == pytest.approx(stats.t.ppf(0.975, 1) * abs(np.diff(two.slopes[0])[0]), rel=1e-9)
+    assert str(analysis.mean_interval([2.0])) == "2.00 (no interval)"
+    for wrong in ([], [1.0, math.nan], [[1.0]]):
+        with pytest.raises(ValueError, match="finite values"):
+            analysis.mean_interval(wrong)
 
 
 def test_pairing_removes_what_a_seed_shares_over_sizes():
     values = experiment(np.random.default_rng(6), noise=0.01, common=1.0)
     together, apart = (analysis.exponent(D, values, paired=paired) for paired in (True, False))
-    assert together.slope == apart.slope
+    assert together.slope == pytest.approx(apart.slope, rel=1e-12)
     assert (together.high - together.low) < 0.1 * (apart.high - apart.low)
 
 
-def test_only_seeds_are_resampled_and_never_sizes():
-    """Sizes off the line, equal for all seeds, are no spread over seeds."""
+def test_sizes_off_the_line_are_no_spread_over_seeds():
     curved = np.tile(np.array([1.0, 5.0, 2.0, 9.0])[:, None], 6)
     fit = analysis.exponent(D, curved)
-    assert fit.low == fit.slope == fit.high
+    assert fit.low == pytest.approx(fit.slope, abs=1e-12) == fit.high
 
 
 def test_printed_and_contained():
@@ -150,9 +200,3 @@ def test_printed_and_contained():
 def test_wrong_measurements_are_refused_by_value(d, values, match):
     with pytest.raises(ValueError, match=match):
         analysis.exponent(d, values)
-
-
-@pytest.mark.parametrize("confidence", [95, 0, 1, -0.5, math.nan])
-def test_a_confidence_that_is_no_level_is_refused_by_value(confidence):
-    with pytest.raises(ValueError, match=f"{confidence}"):
-        analysis.exponent(D, experiment(np.random.default_rng(8)), confidence=confidence)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .. import data
+from ..models.device import full_float32
+
 RELUS = {F.relu, torch.relu, torch.relu_, F.relu_, "relu", "relu_"}
 SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
@@ -202,8 +205,9 @@ def graph_moment(traced: fx.GraphModule, squared: Squared, start: Tensor, x: Ten
     """
     gates = None
     if x is not None:
+        data.check(x)
         gates = _Gates(traced)
-        with torch.no_grad(), evaluating(traced):
+        with torch.no_grad(), full_float32(), evaluating(traced):
             gates.run(x)
         start = start.expand(len(x), *start.shape[1:])
     start = start.detach().clone().requires_grad_()
