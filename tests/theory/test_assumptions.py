@@ -167,9 +167,7 @@ def test_symmetry_says_how_much_of_the_l_1_norm_is_missing():
     [
         ([nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2)], "Sigmoid"),
         ([nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)], "LayerNorm"),
-        ([nn.Sequential(nn.Flatten(), nn.Linear(16, 2))], "Sequential"),
         ([nn.Flatten()], "no weights"),
-        ([nn.MaxPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)], "ceil_mode"),
     ],
@@ -181,7 +179,22 @@ def test_unknown_layers_are_refused_by_name(layers, match):
             call()
 
 
-def test_networks_that_are_no_sequence_or_have_no_shape_are_refused():
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "Sequential"),
+        (nn.MaxPool2d(3, 2, padding=1), "padding"),
+        (nn.Linear(3, 2), "Linear"),
+    ],
+)
+def test_assumptions_of_networks_that_are_no_plain_sequence_are_refused(layer, match):
+    """Their path sums are known, but (H1) to (H5) are judged for sequences only."""
+    net = layer if isinstance(layer, nn.Linear) else nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(TypeError, match=match):
+        theory.check_assumptions(net, (1, 4, 4))
+
+
+def test_networks_that_have_no_shape_are_refused():
     with pytest.raises(TypeError, match="Linear"):
         theory.path_second_moment(nn.Linear(3, 2), (1, 1, 3))
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
