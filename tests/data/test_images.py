@@ -513,13 +513,6 @@ def test_enlarging_needs_squares(method):
         data.resize(torch.rand(1, 1, 4, 6), 12, method)
 
 
-def test_resize_refuses_other_tensors():
-    with pytest.raises(TypeError, match="uint8"):
-        data.resize(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), 8)
-    with pytest.raises(ValueError, match=r"\(4, 4\)"):
-        data.resize(torch.zeros(4, 4), 8)
-
-
 # Checks
 
 

@@ -16,7 +16,7 @@ from ..measure.gradients import (
 )
 from ..models import fast
 from ..theory import norms
-from .perturbation import check_range, per_image, perturbed, refuse_non_finite
+from .perturbation import check_precision, check_range, per_image, perturbed, refuse_non_finite
 
 
 def one_step(
@@ -50,14 +50,17 @@ def one_step(
 
     Raises:
         TypeError: if x or y is not a tensor, or x not floating point.
-        ValueError: if shapes do not match, a label is not below K, x has a NaN or an infinity or, with ``clip``, leaves
-            [0, 1], p is below 1, eps not positive, the loss not per example, or a gradient not finite.
+        ValueError: if shapes do not match, a label is not below K, x is in half precision, has a NaN or an infinity or,
+            with ``clip``, leaves [0, 1], p is below 1, eps not positive, the loss not per example, or the loss or a
+            gradient not finite.
+        RuntimeError: in ``torch.inference_mode``, or for tensors made in it.
 
     Warns:
         UserWarning: if a batch-norm or dropout layer is in train mode, or a batch-norm has no running statistics.
     """
     norms.dual(p)
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip)
     warn_of_train_mode(model)
     radius = per_image(eps, "eps", x)
@@ -65,6 +68,7 @@ def one_step(
     with fast.at_rest(model) as net:
         for xb, yb, rb in batches(x.detach(), y, radius, batch_size=batch_size):
             g = input_gradient(net, xb, yb, loss)[0]
-            refuse_non_finite(g)
             attacked.append(perturbed(xb, rb * norms.steepest(g, p), p, rb, clip))
-    return torch.cat(attacked)
+    found = torch.cat(attacked)
+    refuse_non_finite(found)
+    return found

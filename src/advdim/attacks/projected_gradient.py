@@ -23,7 +23,7 @@ from ..measure.gradients import (
 from ..models import fast
 from ..models.device import full_float32, to_device
 from ..theory import norms
-from .perturbation import as_column, check_range, per_image, perturbed, refuse_non_finite
+from .perturbation import as_column, check_precision, check_range, per_image, perturbed, refuse_non_finite
 
 # The l_1 steps of PGD fall from FIRST to LAST times eps: long ones find the few pixels on which the projection leaves
 # anything, short ones settle between them.
@@ -93,6 +93,7 @@ def pgd(
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts = {restarts} would repeat one and the same attack: set random_start=True")
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip)
     warn_of_train_mode(model)
     radius = per_image(eps, "eps", x)
@@ -114,9 +115,10 @@ def pgd(
                 reached = _score(net, other, yb, loss, early_stop)
                 worse = reached > score
                 best, score = torch.where(as_column(worse), other, best), torch.where(worse, reached, score)
-            refuse_non_finite(best)
             attacked.append(best)
-    return torch.cat(attacked)
+    found = torch.cat(attacked)
+    refuse_non_finite(found)
+    return found
 
 
 def step_lengths(radius: Tensor, p: float, steps: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per example, [N], of logits [N, K] and labels [N]."""
-    return F.cross_entropy(outputs, y, reduction="none")
+    # By default torch takes -100 for no label, of loss 0; here it is out of bounds, as any other below 0.
+    return F.cross_entropy(outputs, y, reduction="none", ignore_index=torch.iinfo(torch.int64).min)
 
 
 def per_example(values: Tensor, y: Tensor) -> Tensor:
@@ -98,6 +99,7 @@ def input_gradients(
         TypeError: if x or y is not a tensor, or x not floating point.
         ValueError: if shapes do not match, y is not int64 or not below K, x has a NaN or an infinity, or the loss is
             not per example.
+        RuntimeError: in ``torch.inference_mode``, or for images or a model made in it.
 
     Warns:
         UserWarning: if a batch-norm or dropout layer is in train mode, or a batch-norm has no running statistics.
@@ -134,9 +136,14 @@ def gradient_norms(
         {q: [N]}, per pixel unit, one entry per exponent.
 
     Raises:
-        TypeError: as :func:`input_gradients`.
+        TypeError: as :func:`input_gradients`, and for exponents that are no numbers.
         ValueError: as :func:`input_gradients`, and for an exponent below 1.
     """
+    if not isinstance(q, Iterable):
+        raise TypeError(f"q must be several exponents, such as (1, 2), got {q!r}")
+    q = tuple(q)
+    for exponent in q:
+        norms.dual(exponent)
     g = input_gradients(model, x, y, loss=loss, batch_size=batch_size, dtype=dtype)
     return {exponent: norms.norm(g, exponent) for exponent in q}
 
@@ -152,23 +159,42 @@ def gradients_and_outputs(
 
 
 def input_gradient(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Gradient of every example's own loss, like x, and the outputs [N, K], on one batch."""
+    """Gradient of every example's own loss, like x, and the outputs [N, K], on one batch; NaN where the loss is."""
+    refuse_inference("y", y)
     leaf, outputs = outputs_at_leaf(net, x)
     with torch.enable_grad():
-        total = per_example(loss(outputs, y), y).sum()
+        values = per_example(loss(outputs, y), y)
+        total = values.sum()
     (g,) = torch.autograd.grad(total, leaf)
-    return torch.empty_like(x).copy_(g), outputs.detach()
+    # In the layout of x; and NaN where the loss is no number, whose gradient can be 0: the image would look robust.
+    nothing = 0 * values.detach().to(g).view(-1, 1, 1, 1)
+    return torch.add(g, nothing, out=torch.empty_like(x)), outputs.detach()
 
 
 def outputs_at_leaf(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """A copy of x that needs a gradient, and the outputs [N, K] at it, with a graph."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("gradients are needed here, and torch.inference_mode has none: use torch.no_grad instead")
+    refuse_inference("x", x)
+    refuse_inference("the model", *(net.parameters() if isinstance(net, nn.Module) else ()))
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         return leaf, net(leaf)
 
 
+def refuse_inference(what: str, *tensors: Tensor) -> None:
+    """Refuse tensors that have no part in a graph, in a line of our own: torch speaks of its internals."""
+    if any(t.is_inference() for t in tensors):
+        raise RuntimeError(f"{what} was made in torch.inference_mode, and allows no gradients: copy it outside of it")
+
+
 def outputs(model: nn.Module, x: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """Logits [N, K] of images x [N, C, H, W], without a graph."""
+    """Logits [N, K] of images x [N, C, H, W], without a graph.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another shape, no image, or a NaN or an infinity.
+    """
     data.check(x)
     with torch.no_grad(), fast.at_rest(model) as net, full_float32():
         return torch.cat([net(xb) for (xb,) in batches(x, batch_size=batch_size)])

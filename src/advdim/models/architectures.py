@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import data
 from . import initialise
 from .layers import Net, Normalise
 
@@ -113,7 +114,12 @@ def calibrate_batch_norm(model: nn.Module, x: Tensor) -> None:
     Args:
         model: any module; its training state is left as found.
         x: [N, C, H, W], in pixel units, N at least 2.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another shape, no image, or a NaN or an infinity.
     """
+    data.check(x)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     state = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]

@@ -46,7 +46,8 @@ def model_images(x: Tensor, recipe: Recipe, model: nn.Module) -> Tensor:
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> float:
     """Share of the images that are classified right."""
     chunks = zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True)
-    right = [(measure.outputs(model, model_images(xc, recipe, model)).argmax(1) == yc).sum() for xc, yc in chunks]
+    outputs = [(measure.outputs(model, model_images(xc, recipe, model)), yc) for xc, yc in chunks]
+    right = [(measure.predictions(found) == yc).sum() for found, yc in outputs]
     return int(torch.stack(right).sum()) / len(y)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .. import data
 from ..attacks.projected_gradient import ascend, random_starts, step_lengths
-from ..measure.gradients import check_minimum, cross_entropy, outputs_at_leaf, per_example
+from ..measure.gradients import check_minimum, cross_entropy, outputs_at_leaf, per_example, refuse_inference
 from ..models import fast
 from ..models.device import to_device
 from ..theory import norms
@@ -36,6 +36,7 @@ PGD_STEPS = 7  # of training, as in the paper
 Objective = Callable[[nn.Module, Tensor, Tensor, float, torch.Generator | None], Tensor]
 
 
+@torch.enable_grad()
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     r"""Mean loss :math:`\frac1N \sum_n L(x_n, y_n)`, of usual training.
 
@@ -273,6 +274,7 @@ def _size(strength: float, p: float, x: Tensor) -> float:
 
 
 def _losses(outputs: Tensor, y: Tensor) -> Tensor:
+    refuse_inference("y", y)
     return per_example(cross_entropy(outputs, y), y)
 
 
