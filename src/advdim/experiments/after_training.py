@@ -169,6 +169,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
             metrics[f"{name}_bins"] = _bins(damage, order)
             metrics[f"{name}_remainder"] = _mean((damage - first_order).abs()) / _mean(first_order)
     flags.pop("out of range", None)  # the paper's protocol does not clip
+    flags.pop("not finite", None)  # such numbers are no result
     for name, p in MIN_NORM_ATTACKS.items():
         if names is not None and name not in names:
             continue

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 IMAGES = {"digits": (1, 8, 1397, 400), "cifar10": (3, 32, 50_000, 10_000), "imagenette": (3, 224, 9_469, 3_925)}
 #: An NVIDIA H100 SXM by its data sheet: operations per second, dense, and bytes per second from its memory.
 OPERATIONS, BYTES = {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12}, 3.35e12
-PGD_STEPS = 7  # of training
 #: Eager bytes per second of one core of a CPU with AVX2 in float32, images of 32 to 128 px and 16 channels: of training
 #: steps, and of passes through a network at rest. Timed twice; from one size to another they vary by half.
 CORE_TRAINING, CORE_AT_REST = 2.3e9, 3.8e9
@@ -98,7 +97,7 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
     """
     if what == "pgd-linf":  # whose attack looks at its numbers: its steps, and then usual training
         parts = (per_image(network, channels, size, part, batch) for part in (_STEP, "none"))
-        return np.array([PGD_STEPS, 1.0]) @ list(parts)
+        return np.array([objectives.PGD_STEPS, 1.0]) @ list(parts)
     shape = (channels, size, size)
     net: nn.Module = models.build(network, shape)
     if what in _AT_REST:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import data
 from . import initialise
 from .layers import Net, Normalise
 
@@ -96,10 +97,11 @@ def build(
     for what, number in (("classes", classes), ("width", network.width), ("depth", network.depth)):
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, got {number}")
-    layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
-    layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
-    net = Net(*layers, image_shape=(channels, side, side), classes=classes)
-    initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
+    with torch.device("cpu"):  # whatever torch.set_default_device says: weights are drawn there
+        layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
+        layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
+        net = Net(*layers, image_shape=(channels, side, side), classes=classes)
+        initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
     return net.eval()
 
 
@@ -112,7 +114,12 @@ def calibrate_batch_norm(model: nn.Module, x: Tensor) -> None:
     Args:
         model: any module; its training state is left as found.
         x: [N, C, H, W], in pixel units, N at least 2.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another shape, no image, or a NaN or an infinity.
     """
+    data.check(x)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     state = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
@@ -150,7 +157,7 @@ def _normalisation(normalise: str | tuple[Tensor, Tensor] | None, channels: int)
     if isinstance(normalise, str):
         _choose("normalise", normalise, ("batch",))
         return [nn.BatchNorm2d(channels)]
-    mean, std = (torch.as_tensor(v) for v in normalise)
+    mean, std = (torch.as_tensor(v).cpu() for v in normalise)
     if mean.shape != (channels,) or std.shape != (channels,) or not bool((std > 0).all()):
         raise ValueError(f"normalise takes mean and positive std of shape [{channels}], got {mean} and {std}")
     return [Normalise(mean, std)]

@@ -117,9 +117,9 @@ def _variances(
         weight = layer.weight.detach().cpu().double()  # not every device has float64
         square, n = weight.square(), weight.numel()
         error = float(square.std()) / math.sqrt(n) if n > 1 else math.inf
-        if abs(float(square.mean()) - 2 / in_degree(layer)) > 5 * error + 1e-6 / in_degree(layer):
+        if not abs(float(square.mean()) - 2 / in_degree(layer)) <= 5 * error + 1e-6 / in_degree(layer):  # or NaN
             ratios[i] = float(square.mean()) * in_degree(layer) / 2
-        if abs(float(weight.mean())) > 5 * math.sqrt(float(square.mean()) / n):
+        if not abs(float(weight.mean())) <= 5 * math.sqrt(float(square.mean()) / n):
             why.append(f"the mean of weight layer {i} is {float(weight.mean()):.2g}, not 0")
     if ratios:
         which = ", ".join(map(str, ratios))

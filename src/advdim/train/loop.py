@@ -108,8 +108,8 @@ def fit(
 
     Raises:
         TypeError: if x or y is not a tensor, or x neither floating point nor uint8.
-        ValueError: as :func:`advdim.data.check`; if no image is left to train on or to hold out; if the checkpoint is
-            unreadable, or of another run.
+        ValueError: as :func:`advdim.data.check`; if a label is not below K; if no image is left to train on or to hold
+            out; if the checkpoint is unreadable, or of another run.
         DivergenceError: if the objective or a weight is not finite. The checkpoint stays that of the last good state.
     """
     counts = {"eval_images": eval_images, "eval_every": eval_every}
@@ -121,13 +121,15 @@ def fit(
         raise ValueError("x_test and y_test go together: give both or neither")
     x, y = evaluation.resident(x, y, model)
     test: Pairs = {} if x_test is None or y_test is None else {"test": evaluation.resident(x_test, y_test, model)}
+    evaluation.check_labels(model, x, recipe, y, *(labels for _, labels in test.values()))
     generator = torch.Generator().manual_seed(recipe.seed)
     validation_idx, train_idx = recipe.split(len(x), generator)
     held_out = validation_idx.to(x.device)
     validation: Pairs = {"validation": (x[held_out], y[held_out])} if len(held_out) else {}
     eval_subsets = {"train": evaluation.subset((x, y), train_idx, eval_images)}
     eval_subsets |= {
-        name: evaluation.subset(pair, torch.arange(len(pair[0])), eval_images) for name, pair in test.items()
+        name: evaluation.subset(pair, torch.arange(len(pair[0]), device="cpu"), eval_images)
+        for name, pair in test.items()
     }
 
     sizes = recipe.batch_sizes(len(train_idx))
@@ -183,8 +185,8 @@ def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | Non
     if state.order is None or state.losses is None:
         if recipe.schedule == "paper" and state.epoch and state.epoch % recipe.halve_every == 0:
             run.model.load_state_dict(state.best)
-        state.order = run.train_idx[torch.randperm(len(run.train_idx), generator=run.generator)]
-        state.losses = torch.zeros(len(run.sizes), dtype=torch.float64)
+        state.order = run.train_idx[torch.randperm(len(run.train_idx), generator=run.generator, device="cpu")]
+        state.losses = torch.zeros(len(run.sizes), dtype=torch.float64, device="cpu")
         state.lr = run.optimiser.param_groups[0]["lr"]
     losses = state.losses.to(device, evaluation.weight_of(run.model).dtype)
     batches = torch.split(state.order[: sum(run.sizes)].to(device), recipe.batch_size)
@@ -223,7 +225,7 @@ def _end_epoch(
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
-    loss = float(state.losses @ torch.tensor(run.sizes, dtype=torch.float64)) / sum(run.sizes)
+    loss = float(state.losses @ state.losses.new_tensor(run.sizes)) / sum(run.sizes)
     row = {"epoch": state.epoch, "loss": loss, "lr": state.lr, "seconds": state.seconds}
     row |= {f"{name}_accuracy": evaluation.accuracy(model, *pair, recipe) for name, pair in validation.items()}
     if recipe.stop_accuracy is not None:

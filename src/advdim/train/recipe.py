@@ -92,16 +92,16 @@ class Recipe:
     def split(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of the images held out, drawn at random, and of those trained on, of n images."""
         if not self.validation:
-            return torch.arange(0), torch.arange(n)
+            return torch.arange(0, device="cpu"), torch.arange(n, device="cpu")
         held = round(self.validation * n)
         if not 0 < held < n:
             raise ValueError(f"validation = {self.validation} of {n} images leaves none to hold out, or to train on")
-        drawn = torch.randperm(n, generator=generator)
+        drawn = torch.randperm(n, generator=generator, device=generator.device)
         return drawn[:held].sort().values, drawn[held:].sort().values
 
     def batch_sizes(self, n: int) -> list[int]:
         """Sizes of the batches of an epoch of n images."""
-        sizes = [len(part) for part in torch.split(torch.empty(n), self.batch_size)]
+        sizes = [min(self.batch_size, n - start) for start in range(0, n, self.batch_size)]
         return sizes[:-1] if len(sizes) > 1 and sizes[-1] == 1 else sizes
 
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

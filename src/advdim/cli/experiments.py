@@ -1,82 +1,19 @@
-"""The command line. Each group of commands is one function that registers its parsers and one per command."""
+"""The commands of experiments: ``run``, ``status`` and ``record``."""
+
+from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``advdim ARGV`` and return the exit status: 0 done, 1 failed (one line on stderr says why), 2 misused."""
-    parser = argparse.ArgumentParser(prog="advdim", description="Adversarial vulnerability and input dimension.")
-    groups = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in (_register_data, _register_experiments):
-        register(groups)
-    arguments = parser.parse_args(argv)
-    try:
-        return arguments.command(arguments) or 0
-    except (OSError, ValueError) as error:
-        print("advdim:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("advdim: interrupted", file=sys.stderr)
-        return 130
+MOST_THREADS = 256  # of one point
 
 
-def _register_data(groups: Any) -> None:
-    group = groups.add_parser("data", help="the data sets on this machine")
-    commands = group.add_subparsers(required=True, metavar="COMMAND")
-    root = argparse.ArgumentParser(add_help=False)
-    root.add_argument(
-        "--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder"
-    )
-
-    add = commands.add_parser("add", parents=[root], help="unpack archives of images into the data root")
-    add.add_argument("archives", nargs="+", metavar="ARCHIVE", help="tar file of NAME/{train,test}/CLASS/IMAGE")
-    add.add_argument("--sha256", metavar="HEX", help="the checksum that the archive must have (one archive only)")
-    add.set_defaults(command=_data_add, misuse=add.error)
-
-    listing = commands.add_parser("list", parents=[root], help="show the data sets that are there")
-    listing.set_defaults(command=_data_list)
-
-    where = commands.add_parser("where", parents=[root], help="show the data root, and the setting it comes from")
-    where.set_defaults(command=_data_where)
-
-
-def _data_add(arguments: argparse.Namespace) -> None:
-    from .data.archives import add
-
-    if arguments.sha256 and len(arguments.archives) > 1:
-        arguments.misuse("--sha256 goes with one archive")
-    for archive in arguments.archives:
-        added = add(archive, arguments.root, sha256=arguments.sha256)
-        trust = "verified" if added.verified else "computed: nothing to compare it with"
-        done = f"{added.files} files unpacked into" if added.files else "already in"
-        print(f"{added.archive}: {done} {added.folder} (sha256 {added.sha256}, {trust})", flush=True)
-
-
-def _data_list(arguments: argparse.Namespace) -> None:
-    from . import data
-    from .data import folders
-
-    for name in ["digits", *folders.names(arguments.root)]:
-        counts = data.sizes(name, arguments.root)
-        known = None if name == "digits" else folders.manifest(folders.find(name, arguments.root))
-        origin = ", ".join(sorted(known["archives"])) if known else "embedded" if name == "digits" else "no manifest"
-        print(f"{name}: {', '.join(f'{count} {split}' for split, count in counts.items())} ({origin})")
-
-
-def _data_where(arguments: argparse.Namespace) -> None:
-    from .data.folders import locate
-
-    root, setting = locate(arguments.root)
-    print(f"{root} ({setting})")
-
-
-def _register_experiments(groups: Any) -> None:
-    from .experiments import grids
+def register(groups: Any) -> None:
+    """Add the group of commands to the parser."""
+    from ..experiments import grids
 
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("experiment", help=f"the experiment: {', '.join(grids.GRIDS)}")
@@ -89,10 +26,12 @@ def _register_experiments(groups: Any) -> None:
     run.add_argument("--device", help="cpu, cuda or mps (default: the best at hand)")
     run.add_argument("--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder")
     run.add_argument(
-        "--engine", choices=("serial", "processes", "ray"), default="serial", help="what computes (default: serial)"
+        "--engine",
+        choices=("serial", "processes", "ray"),
+        help="what computes (default: serial; with --jobs processes)",
     )
     run.add_argument("--jobs", type=_count, metavar="N", help="points at a time (default: what fits cores or GPUs)")
-    run.add_argument("--threads", type=_count, metavar="N", default=1, help="threads per point (default: 1)")
+    run.add_argument("--threads", type=_threads, metavar="N", default=1, help="threads per point (default: 1)")
     run.add_argument("--address", help="of a Ray cluster: HOST:PORT, or auto (default: start one on this machine)")
     run.add_argument("--gpus", type=_share, metavar="SHARE", help="of a GPU, per point on a Ray cluster, as 0.5")
     run.add_argument("--first", type=_count, metavar="N", help="only the first N points of the grid (default: all)")
@@ -116,7 +55,7 @@ def _register_experiments(groups: Any) -> None:
 
 
 def _points(arguments: argparse.Namespace) -> tuple[list[Any], Path]:
-    from .experiments.grids import DATA, GRIDS
+    from ..experiments.grids import DATA, GRIDS
 
     if arguments.experiment not in GRIDS:
         raise ValueError(f"no experiment {arguments.experiment!r}: there are {', '.join(GRIDS)}")
@@ -130,8 +69,14 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number from 1, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if _count(text) > MOST_THREADS:  # a process has to start them all
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, got {text}")
     return int(text)
 
 
@@ -146,68 +91,67 @@ def _share(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from .experiments.runner import run
+    from ..experiments.runner import run
 
     if arguments.engine != "ray" and (arguments.address or arguments.gpus):
         arguments.misuse("--address and --gpus go with --engine ray")
     if arguments.engine == "serial" and arguments.jobs:
         arguments.misuse("--jobs goes with --engine processes or ray")
-    points, folder = _points(arguments)
-    points = points[: arguments.first]
-    engine, where = _engine(arguments)
+    grid, folder = _points(arguments)
+    points = grid[: arguments.first]
+    where, how = _engine(arguments)
     root = Path(arguments.root) if arguments.root else None
+    command = _command(arguments)
     try:
-        failed = run(
-            points,
-            folder,
-            device=where,
-            command=_command(arguments),
-            root=root,
-            threads=arguments.threads,
-            engine=engine,
-        )
+        run(points, folder, device=where, command=command, root=root, threads=arguments.threads, **how)
     except KeyboardInterrupt:
         print("advdim: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    _status(arguments)
-    _compare_hours(points, folder)
-    return 1 if failed else 0
+    _show_status(grid, folder)
+    done = [(p, record) for p in points if (record := _load(folder, p)) and record["status"] == "done"]
+    _compare_hours(done)
+    return 0 if len(done) == len(points) else 1
 
 
-def _compare_hours(points: list[Any], folder: Path) -> None:
+def _load(folder: Path, point: Any) -> Any:
+    from ..experiments import spec, store
+
+    return store.load(folder, spec.key(point))
+
+
+def _compare_hours(done: list[tuple[Any, Any]]) -> None:
     """Print what the training runs that are done were predicted to take on one core of a CPU, and what they took."""
-    from .experiments import cost, spec, store
+    from ..experiments import cost, spec
 
-    done = [(p, r) for p in points if (r := store.load(folder, spec.key(p))) and r["status"] == "done"]
     trained = [(p, r["provenance"]["seconds"] / 3600) for p, r in done if isinstance(p, spec.AfterTraining)]
     if trained:
         predicted, actual = sum(cost.core_hours([p for p, _ in trained])), sum(hours for _, hours in trained)
         print(f"{len(trained)} training runs: {actual:.2f} h; predicted for one core of a CPU: {predicted:.2f} h")
 
 
-def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The engine and the device."""
+def _engine(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The device, and what computes, as :func:`advdim.experiments.runner.run` takes it."""
     import torch
 
-    from .experiments.engines import executors, ray_cluster
+    from ..experiments.engines import executor, ray_cluster
 
     jobs, threads = arguments.jobs, arguments.threads
     if arguments.engine == "ray":  # whose devices are not this machine's
         where = torch.device(arguments.device or ("cuda" if arguments.gpus else "cpu"))
         gpus = arguments.gpus or (1 if where.type == "cuda" else 0)
-        return ray_cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus), where
+        return where, {"engine": ray_cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus)}
     where = _device(arguments.device)
-    if arguments.engine == "serial":
-        return executors.serial(), where
+    if not (arguments.engine == "processes" or jobs):
+        return where, {}
     devices = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
-    room = (executors.cores() // threads or 1) if where.type == "cpu" else devices or 1
-    return executors.processes(jobs or room, gpus=devices), where
+    room = (executor.cores() // threads or 1) if where.type == "cpu" else devices or 1
+    return where, {"jobs": jobs or room, "gpus": devices}
 
 
 def _device(name: str | None) -> Any:
     import torch
 
-    from .models import device
+    from ..models import device
 
     try:
         where = torch.device(name) if name else device()
@@ -219,14 +163,22 @@ def _device(name: str | None) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from .experiments import locks, spec, store
+    _show_status(*_points(arguments))
 
-    points, folder = _points(arguments)
+
+def _show_status(points: list[Any], folder: Path) -> None:
+    """Print how many points are in which state."""
+    from ..experiments import locks, spec, store
+
     counts = dict.fromkeys(("done", "failed", "running", "to do"), 0)
     notes = []
     for p in points:
         name = spec.key(p)
-        record = store.load(folder, name) or {"status": "to do"}
+        try:
+            record = store.load(folder, name) or {"status": "to do"}
+        except store.DamagedPointError as error:
+            record = {"status": "to do"}
+            notes.append(f"  damaged: {p}: {error}")
         state = record["status"]
         if state != "done" and locks.is_held(folder, name):
             state = "running"
@@ -241,12 +193,12 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from .analysis import records
-    from .experiments import spec, store
+    from ..analysis import records
+    from ..experiments import spec
 
     points, folder = _points(arguments)
     out = Path(arguments.out) if arguments.out else _package_record(arguments)
-    found = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
+    found = [_load(folder, p) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
     header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
     if arguments.partial:
         found = [record for record in found if record["status"] == "done"]
@@ -257,19 +209,18 @@ def _record(arguments: argparse.Namespace) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from .analysis import records
-    from .experiments import spec, store
+    from ..analysis import records
+    from ..experiments import spec, store
 
     points, folder = _points(arguments)
     record = Path(arguments.record) if arguments.record else _package_record(arguments)
     known = {spec.key(p) for p in points}
-    found = records.read_record(record.read_text(encoding="utf-8"))[1]
-    own = [point for point in found if spec.key_of(point["spec"]) in known]
+    own = [point for point in records.read_record_file(record)[1] if spec.key_of(point["spec"]) in known]
     print(f"{store.restore(folder, own)} points restored from {record}")
-    _status(arguments)
+    _show_status(points, folder)
 
 
 def _package_record(arguments: argparse.Namespace) -> Path:
-    from .analysis import records
+    from ..analysis import records
 
     return Path(records.__file__).parent / "recorded" / f"{arguments.experiment}-{arguments.data}.jsonl"
