@@ -13,12 +13,12 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 ARGS ?=
 # glibc maps large blocks anew at each step of training, two to four times slower; with these it keeps them.
-test rerun bench: export MALLOC_MMAP_THRESHOLD_ = 4294967296
-test rerun bench: export MALLOC_TRIM_THRESHOLD_ = 8589934592
+test rerun bench gpu: export MALLOC_MMAP_THRESHOLD_ = 4294967296
+test rerun bench gpu: export MALLOC_TRIM_THRESHOLD_ = 8589934592
 # The libraries that only the benchmark needs lie beside the environment, not in it.
 BENCH := .bench
 
-.PHONY: help book test bench rerun lint format lock clean
+.PHONY: help book test bench gpu rerun lint format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -46,6 +46,9 @@ $(BENCH)/.installed: benchmarks/requirements.txt $(STAMP)
 
 bench: $(BENCH)/.installed ## time the package beside other libraries, and a part of it by ARGS (ARGS=--help)
 	PYTHONPATH=$(BENCH) $(BIN)/python -W ignore -m benchmarks $(ARGS)
+
+gpu: $(BENCH)/.installed ## on a machine with a GPU: its tests, the benchmark, the grids, in slices (ARGS=--help)
+	PYTHONPATH=$(BENCH) $(BIN)/python tools/one_gpu.py $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check

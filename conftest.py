@@ -82,11 +82,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuses a cell that was never run, which nbval would pass, and skips what needs a GPU where there is none."""
+    """Refuses a cell that was never run, which nbval would pass."""
     if hasattr(item, "cell") and item.cell.execution_count is None:
         pytest.fail(f"{item.nodeid} was never run, so nothing is proved; run `make rerun`", pytrace=False)
-    if item.get_closest_marker("gpu"):
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")

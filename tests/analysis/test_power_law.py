@@ -200,9 +200,3 @@ def test_printed_and_contained():
 def test_wrong_measurements_are_refused_by_value(d, values, match):
     with pytest.raises(ValueError, match=match):
         analysis.exponent(d, values)
-
-
-@pytest.mark.parametrize("confidence", [95, 0, 1, -0.5, math.nan])
-def test_a_confidence_that_is_no_level_is_refused_by_value(confidence):
-    with pytest.raises(ValueError, match=f"{confidence}"):
-        analysis.exponent(D, experiment(np.random.default_rng(8)), confidence=confidence)

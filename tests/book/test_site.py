@@ -85,7 +85,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pages(site: Path) -> list[Path]:
     """Every page, less those that only redirect or that the theme's own assets hold."""
-    return sorted(path for path in site.glob("*.html") if path.name != "index.html")
+    return sorted(p for p in [*site.glob("*.html"), *site.glob("api/*.html")] if p.name != "index.html")
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +213,7 @@ class Links(HTMLParser):
 def parsed(site: Path) -> dict[Path, Links]:
     """Every page, read."""
     read = {}
-    for page in site.glob("*.html"):
+    for page in [*site.glob("*.html"), *site.glob("api/*.html")]:
         read[page] = Links()
         read[page].feed(page.read_text(encoding="utf-8"))
     return read

@@ -52,6 +52,52 @@ def test_add_list_load(archive, root, capsys):
     assert data.checksum("tiny") == f"tiny-1.tar.gz={sha256}"
 
 
+def test_verify_and_remove(archive, root, capsys):
+    assert main(["data", "add", str(archive)]) == 0
+    assert main(["data", "verify"]) == 0
+    assert capsys.readouterr().out.endswith("tiny: 6 files are as unpacked\n")
+    (image,) = root.rglob("train/b/1.png")
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + b"!")
+    assert main(["data", "verify", "digits", "tiny"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("digits: sha256:4edee4e4")
+    assert f"{image} is not what was unpacked: remove {root / 'tiny'} and add it again" in lines[1]
+    assert main(["data", "remove", "tiny"]) == 0
+    assert capsys.readouterr().out == f"tiny: removed {root / 'tiny'}\n"
+    assert [path.name for path in root.iterdir()] == [".advdim.lock"]
+    assert main(["data", "remove", "tiny"]) == 1
+    assert "no data set 'tiny'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine", "digits", "../root/mine", "cifar10", "imagenette", "."])
+def test_remove_refuses(name, root, capsys):
+    """A folder of the user's own may be the only copy; and nothing is downloaded to be removed."""
+    (root / "mine/train/a").mkdir(parents=True)
+    Image.new("L", (2, 2)).save(root / "mine/train/a/0.png")
+    assert main(["data", "remove", name]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (root / "mine/train/a/0.png").exists()
+
+
+def test_one_set_that_cannot_be_used_hides_no_other(archive, root, capsys):
+    assert main(["data", "add", str(archive)]) == 0
+    for name in ("a", "z"):
+        (root / f"bad-{name}" / "train" / "empty").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["data", "list"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["digits", "bad-a", "bad-z", "tiny"]
+    assert f"cannot be used: {root}/bad-a/train/empty holds no image" in lines[1]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("advdim 0.")
+
+
 def test_root_option(archive, root, tmp_path, capsys):
     assert main(["data", "add", str(archive), "--root", str(tmp_path / "other")]) == 0
     assert not root.exists()

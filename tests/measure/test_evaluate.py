@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from advdim import attacks, measure, models, norms
 
 INF = math.inf
-CLEAN = {"saturated": 0, "no gradient": 0, "not raised": 0, "too large": 0, "out of range": 0}
+CLEAN = {"saturated": 0, "no gradient": 0, "not raised": 0, "too large": 0, "out of range": 0, "not finite": 0}
 
 
 def linear():
@@ -95,15 +95,3 @@ def test_each_flag_is_raised_by_its_own_offence():
     confident[1].bias.data = torch.tensor([50.0, -50.0], dtype=torch.float64)
     flags = measure.evaluate(confident, x, torch.zeros_like(y), x, p=INF, eps=0.1).flags
     assert flags == CLEAN | {"saturated": 1, "no gradient": 1}
-
-
-def test_bad_input_is_refused_by_value():
-    net, x, y = linear()
-    with pytest.raises(ValueError, match=r"\(39, 2, 6, 6\)|40"):
-        measure.evaluate(net, x, y, x[:39], p=2, eps=0.1)
-    with pytest.raises(ValueError, match=r"-0\.1"):
-        measure.evaluate(net, x, y, x, p=2, eps=-0.1)
-    with pytest.raises(ValueError, match="NaN"):
-        measure.evaluate(net, x, y, x * math.nan, p=2, eps=0.1)
-    with pytest.raises(ValueError, match=r"0\.5"):
-        measure.evaluate(net, x, y, x, p=0.5, eps=0.1)

@@ -44,20 +44,6 @@ def test_dual_is_an_involution_and_reciprocals_add_to_one(p):
     assert 1 / norms.dual(q) == pytest.approx(1 / p, rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize("p", [0.5, 0, -2, -INF, math.nan])
-def test_exponents_below_one_are_refused_by_value(p):
-    x = torch.ones(1, 2)
-    for call in (
-        lambda: norms.dual(p),
-        lambda: norms.norm(x, p),
-        lambda: norms.steepest(x, p),
-        lambda: norms.project(x, p, 1.0),
-        lambda: norms.threshold(0.1, p, 4),
-    ):
-        with pytest.raises(ValueError, match=f"{p}"):
-            call()
-
-
 # Norms
 
 
@@ -124,26 +110,6 @@ def test_float32_loses_nothing_on_200_000_pixels(p, tail, seed):
     direction = norms.steepest(g, p).double()
     torch.testing.assert_close(norms.norm(direction, p), torch.ones(1, dtype=torch.float64), rtol=1e-6, atol=0)
     torch.testing.assert_close(dot(exact, direction), norms.norm(exact, q), rtol=1e-6, atol=0)
-
-
-def test_norm_of_no_examples_is_empty():
-    for shape in ((0, 3), (0, 1, 2, 2)):
-        x = torch.ones(*shape)
-        assert norms.norm(x, 2).shape == (0,)
-        for p in (1, 2, INF):
-            assert norms.steepest(x, p).shape == norms.project(x, p, 1.0).shape == shape
-
-
-@pytest.mark.parametrize("p", [1, 2, INF])
-def test_a_tensor_without_examples_axis_is_refused(p):
-    scalar = torch.tensor(1.0)
-    for call in (
-        lambda: norms.norm(scalar, p),
-        lambda: norms.steepest(scalar, p),
-        lambda: norms.project(scalar, p, 1.0),
-    ):
-        with pytest.raises(ValueError, match="first axis"):
-            call()
 
 
 # Steepest directions: Hoelder's inequality with equality
@@ -269,23 +235,6 @@ def test_projection_in_float32_of_many_pixels(p):
     assert (norms.norm(px.double(), p) <= eps * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("p", [1, 2, INF])
-def test_wrong_radii_are_refused_by_value(p):
-    x = torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"-0\.25"):
-        norms.project(x, p, -0.25)
-    with pytest.raises(ValueError, match="nan"):
-        norms.project(x, p, math.nan)
-    for wrong in (3, 4):
-        with pytest.raises(ValueError, match=f"{wrong}"):
-            norms.project(x, p, torch.ones(wrong))
-
-
-def test_projection_of_another_exponent_is_refused_by_value():
-    with pytest.raises(ValueError, match="3"):
-        norms.project(torch.ones(2, 3), 3, 1.0)
-
-
 # Thresholds
 
 
@@ -295,11 +244,3 @@ def test_threshold_is_the_norm_of_constant_size(eps_inf, p, d, seed):
     sign = draw(1, d, seed=seed).sign() * eps_inf
     assert norms.threshold(eps_inf, p, d) == pytest.approx(float(norms.norm(sign, p)), rel=1e-12)
     assert norms.threshold(eps_inf, INF, d) == eps_inf
-
-
-@pytest.mark.parametrize(
-    ("eps_inf", "d", "bad"), [(-0.5, 4, "-0.5"), (math.nan, 4, "nan"), (0.1, 0, "0"), (0.1, -3, "-3")]
-)
-def test_threshold_refuses_by_value(eps_inf, d, bad):
-    with pytest.raises(ValueError, match=bad):
-        norms.threshold(eps_inf, 2, d)

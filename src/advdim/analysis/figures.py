@@ -46,7 +46,7 @@ def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True
 
     Args:
         ax: the axes to draw on; their labels get the names of the columns.
-        table: one row per run, with columns ``method`` and ``strength``, as :func:`advdim.experiments.runs` gives it.
+        table: one row per run, with columns ``method`` and ``strength``, as :func:`advdim.analysis.runs` gives it.
         x: the column on the horizontal axis.
         y: the column on the vertical axis.
         line: whether a line joins the means over the runs of each strength, in order of strength.
@@ -79,7 +79,7 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
 
     Args:
         ax: the axes to draw on.
-        table: one row per run, with a column ``d``, as :func:`advdim.experiments.runs` gives it.
+        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it.
         y: the column on the vertical axis: its mean over runs, and a bar over their range.
         by: the column that tells the lines apart, in the order of first appearance.
         guide: whether to draw a dashed line of slope 1, the square-root law, from the first line's first mean.

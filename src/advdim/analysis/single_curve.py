@@ -72,13 +72,16 @@ def fit_single_curve(
         x: [N], positive, such as the gradient norms of networks.
         y: [N], positive, such as their vulnerabilities.
         groups: N names, such as the methods of training; at least two different ones.
-        confidence: level of the interval.
-        resamples: number of bootstrap resamples.
+        confidence: level of the interval, between 0 and 1.
+        resamples: number of bootstrap resamples, at least 1.
 
     Raises:
         ValueError: if shapes do not match, a value is not positive and finite, all of y are equal, there is one group
-            only, or no group has a point within the range of the others.
+            only, no group has a point within the range of the others, or confidence or resamples is no such number.
     """
+    _check_level(confidence)
+    if not resamples >= 1:
+        raise ValueError(f"a bootstrap needs at least one resample, got {resamples}")
     log_x, log_y = _logs(x, y)
     names = np.asarray(groups)
     if names.shape != log_x.shape:
@@ -116,11 +119,13 @@ def geometric_mean_ratio(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95
     Args:
         a: [N], positive, N at least 2.
         b: [N], positive, paired with a.
-        confidence: level of the interval.
+        confidence: level of the interval, between 0 and 1.
 
     Raises:
-        ValueError: if shapes do not match, there is one pair only, or a value is not positive and finite.
+        ValueError: if shapes do not match, there is one pair only, a value is not positive and finite, or the
+            confidence is no level.
     """
+    _check_level(confidence)
     log_a, log_b = _logs(a, b)
     differences = log_a - log_b
     if len(differences) < 2:
@@ -132,6 +137,11 @@ def geometric_mean_ratio(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95
     return GeometricMeanRatio(
         math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(differences), confidence
     )
+
+
+def _check_level(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"the level of confidence lies between 0 and 1, got {confidence}")
 
 
 def _logs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -41,7 +41,7 @@ def series(points: Iterable[dict[str, Any]]) -> list[Series]:
     """The series of a record's points, networks in the order of their names.
 
     Args:
-        points: of the experiment ``initialisation``, as :func:`advdim.experiments.recorded` returns them.
+        points: of the experiment ``initialisation``, as :func:`advdim.analysis.recorded` returns them.
 
     Raises:
         ValueError: if two points are of one network at one size.
@@ -65,16 +65,20 @@ def runs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per training run, in the order of data set, size, method, strength and seed.
 
     Args:
-        points: of an experiment on trained networks, as :func:`advdim.experiments.recorded` returns them.
+        points: of an experiment on trained networks, as :func:`advdim.analysis.recorded` returns them.
 
     Returns:
         Columns ``data``, ``size``, ``resize``, ``d`` (input dimension), ``network``, ``method``, ``strength``,
-        ``seed``, ``epochs``, every metric that is a single number (:func:`advdim.experiments.after_training.run`) and,
-        as ``initial_NAME``, those before training.
+        ``seed``, ``epochs``, every metric that is a single number (:func:`advdim.experiments.after_training.run`), also
+        those of ``train`` and ``test``, as ``train_NAME`` and ``test_NAME``, and, as ``initial_NAME``, those before
+        training. Where a seed draws its own training images, ``images`` says how many.
     """
     rows = []
     for point in points:
         single = {name: value for name, value in point["metrics"].items() if not isinstance(value, list | dict)}
+        for split in ("train", "test"):
+            state = point["metrics"].get(split, {})
+            single |= {f"{split}_{name}": value for name, value in state.items() if not isinstance(value, list | dict)}
         initial = {f"initial_{name}": value for name, value in point["metrics"].get("initial", {}).items()}
         rows.append(_settings(point["spec"]) | single | initial)
     return _sorted(rows)
@@ -120,6 +124,7 @@ def _settings(spec: dict[str, Any]) -> dict[str, Any]:
         "d": _channels(images["data"]) * images["size"] ** 2,
         "network": str(Network(**spec["network"])),
         **{name: recipe[name] for name in ("method", "strength", "seed", "epochs")},
+        **({"images": spec.get("train", "all")} if "train_seed" in spec else {}),
     }
 
 

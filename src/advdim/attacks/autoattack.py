@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..measure.gradients import warn_of_train_mode
+from ..measure.gradients import check_classes, warn_of_train_mode
 from ..models import fast
 from ..theory import norms
-from .perturbation import check_range, per_image, perturbed
+from .perturbation import check_precision, check_range, per_image, perturbed, refuse_non_finite
 
 _NAMES = {1: "L1", 2: "L2", math.inf: "Linf"}
 
@@ -50,6 +50,7 @@ def auto_attack(
     if p not in _NAMES:
         raise ValueError(f"AutoAttack is defined for p = 1, 2 and inf, got p = {p}; one_step takes any p >= 1")
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip=True)
     warn_of_train_mode(model)
     radius = per_image(eps, "eps", x)
@@ -66,9 +67,12 @@ def auto_attack(
             return outputs.float()
 
         with torch.no_grad():
-            classes = forward(clean[:batch_size]).shape[1]
+            logits = torch.cat([forward(images) for images in torch.split(clean, batch_size)])
+        refuse_non_finite(torch.where(logits.isnan(), math.nan, 0.0))  # -inf rules a class out
+        classes = logits.shape[1]
         if classes < 4:
             raise ValueError(f"AutoAttack compares the largest 4 logits, the model has {classes}; pgd takes any number")
+        check_classes(y, classes)
         library = AutoAttack(forward, norm=_NAMES[p], eps=float(eps), seed=seed, device=x.device)
         for part in (library.apgd_targeted, library.fab):
             part.n_target_classes = min(part.n_target_classes, classes - 1)

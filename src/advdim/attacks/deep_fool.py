@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..measure.gradients import batches, check_minimum, full_float32, outputs_at_leaf, warn_of_train_mode
+from ..measure.gradients import batches, check_classes, check_minimum, outputs_at_leaf, warn_of_train_mode
 from ..models import fast
+from ..models.device import full_float32
 from ..theory import norms
-from .perturbation import as_column, check_range
+from .perturbation import as_column, check_precision, check_range, refuse_non_finite
 
 
 def deepfool(
@@ -65,13 +66,16 @@ def deepfool(
     check_minimum(2, candidates=candidates)
     check_minimum(0, overshoot=overshoot)
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip)
     warn_of_train_mode(model)
     with fast.at_rest(model) as net, full_float32():
         labels = torch.full((len(x),), -1, device=x.device) if y is None else y  # -1: not known yet
         pairs = batches(x.detach(), labels, batch_size=batch_size)
         walk = partial(_walk, net, p=p, steps=steps, overshoot=overshoot, clip=clip, candidates=candidates)
-        return torch.cat([walk(xb, yb) for xb, yb in pairs])
+        found = torch.cat([walk(xb, yb) for xb, yb in pairs])
+    refuse_non_finite(found)
+    return found
 
 
 def _walk(
@@ -87,6 +91,7 @@ def _walk(
         if step == 0:
             if outputs.shape[1] < 2:
                 raise ValueError(f"DeepFool needs at least 2 classes, the model has {outputs.shape[1]}")
+            check_classes(y, outputs.shape[1])
             y = torch.where(y < 0, outputs.argmax(1), y)
         others = outputs.detach().scatter(1, y[:, None], -math.inf)
         if step == 0:
@@ -95,6 +100,7 @@ def _walk(
         # layout and the device: an image is across once another logit leads by more than such rounding.
         own, best = outputs.detach().gather(1, y[:, None])[:, 0], others.amax(1)
         left = best - own <= 16 * eps * (best.abs() + own.abs())
+        attacked[rows[outputs.isnan().any(1)]] = math.nan
         if not left.all():  # another pass forward for the rest costs less than passes back for all
             rows, x, y, point, total, rivals = (t[left] for t in (rows, x, y, point, total, rivals))
             if len(rows) == 0:
@@ -118,8 +124,8 @@ def _to_boundary(gaps: Tensor, leaf: Tensor, p: float, least: float) -> Tensor:
         one[:, k] = 1
         (g,) = torch.autograd.grad(gaps, leaf, one, retain_graph=k + 1 < gaps.shape[1])
         slope = norms.norm(g, norms.dual(p))
-        length = torch.where(slope > 0, gaps[:, k].detach().abs() / slope, math.inf)
-        closer = length < shortest
+        length = torch.where(slope == 0, math.inf, gaps[:, k].detach().abs() / slope)
+        closer = (length < shortest) | length.isnan()
         shortest = torch.where(closer, length, shortest)
         gradient = torch.where(as_column(closer), g, gradient)
-    return as_column(shortest.clamp(least).nan_to_num(posinf=0)) * norms.steepest(gradient, p)
+    return as_column(torch.where(shortest == math.inf, 0, shortest.clamp(least))) * norms.steepest(gradient, p)

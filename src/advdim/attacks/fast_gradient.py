@@ -6,10 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..measure.gradients import Loss, batches, cross_entropy, input_gradient, warn_of_train_mode
+from ..measure.gradients import (
+    Loss,
+    batches,
+    cross_entropy,
+    input_gradient,
+    warn_of_train_mode,
+    with_checked_labels,
+)
 from ..models import fast
 from ..theory import norms
-from .perturbation import check_range, per_image, perturbed, refuse_non_finite
+from .perturbation import check_precision, check_range, per_image, perturbed, refuse_non_finite
 
 
 def one_step(
@@ -43,21 +50,25 @@ def one_step(
 
     Raises:
         TypeError: if x or y is not a tensor, or x not floating point.
-        ValueError: if shapes do not match, x has a NaN or an infinity or, with ``clip``, leaves [0, 1], p is below 1,
-            eps not positive, the loss not per example, or a gradient not finite.
+        ValueError: if shapes do not match, a label is not below K, x is in half precision, has a NaN or an infinity or,
+            with ``clip``, leaves [0, 1], p is below 1, eps not positive, the loss not per example, or the loss or a
+            gradient not finite.
+        RuntimeError: in ``torch.inference_mode``, or for tensors made in it.
 
     Warns:
         UserWarning: if a batch-norm or dropout layer is in train mode, or a batch-norm has no running statistics.
     """
     norms.dual(p)
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip)
     warn_of_train_mode(model)
     radius = per_image(eps, "eps", x)
-    attacked = []
+    attacked, loss = [], with_checked_labels(loss, y)
     with fast.at_rest(model) as net:
         for xb, yb, rb in batches(x.detach(), y, radius, batch_size=batch_size):
             g = input_gradient(net, xb, yb, loss)[0]
-            refuse_non_finite(g)
             attacked.append(perturbed(xb, rb * norms.steepest(g, p), p, rb, clip))
-    return torch.cat(attacked)
+    found = torch.cat(attacked)
+    refuse_non_finite(found)
+    return found

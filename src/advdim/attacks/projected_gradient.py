@@ -18,10 +18,12 @@ from ..measure.gradients import (
     input_gradient,
     per_example,
     warn_of_train_mode,
+    with_checked_labels,
 )
 from ..models import fast
+from ..models.device import full_float32, to_device
 from ..theory import norms
-from .perturbation import as_column, check_range, per_image, perturbed, refuse_non_finite
+from .perturbation import as_column, check_precision, check_range, per_image, perturbed, refuse_non_finite
 
 # The l_1 steps of PGD fall from FIRST to LAST times eps: long ones find the few pixels on which the projection leaves
 # anything, short ones settle between them.
@@ -66,7 +68,8 @@ def pgd(
         restarts: number of random starts; per example, the attack of largest final loss is kept.
         clip: whether the images are clipped to [0, 1], after each step. With p = 1, pixels at the end of the range
             are then not pushed beyond it.
-        early_stop: whether an example stays where it is as soon as it is misclassified, and restarts pass it over.
+        early_stop: whether an example stays where it is as soon as it is misclassified, and restarts pass it over;
+            decided in full float32, as :mod:`advdim.measure` does.
         generator: draws the random starts, example after example, whatever the device and the batches.
         loss: a loss per example, of (outputs [N, K], y [N]) to [N].
         batch_size: images per pass; default as many as run fast at this image size on this device.
@@ -90,12 +93,13 @@ def pgd(
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts = {restarts} would repeat one and the same attack: set random_start=True")
     data.check(x, y)
+    check_precision(x)
     check_range(x, clip)
     warn_of_train_mode(model)
     radius = per_image(eps, "eps", x)
     lengths = step_lengths(radius, p, steps) if step_size is None else [per_image(step_size, "step_size", x)] * steps
 
-    attacked = []
+    attacked, loss = [], with_checked_labels(loss, y)
     with fast.at_rest(model) as net:
         for xb, yb, rb, *lb in batches(x.detach(), y, radius, *lengths, batch_size=batch_size):
             starts = [torch.zeros_like(xb)]
@@ -111,9 +115,10 @@ def pgd(
                 reached = _score(net, other, yb, loss, early_stop)
                 worse = reached > score
                 best, score = torch.where(as_column(worse), other, best), torch.where(worse, reached, score)
-            refuse_non_finite(best)
             attacked.append(best)
-    return torch.cat(attacked)
+    found = torch.cat(attacked)
+    refuse_non_finite(found)
+    return found
 
 
 def step_lengths(radius: Tensor, p: float, steps: int) -> list[Tensor]:
@@ -154,30 +159,64 @@ def ascend(
     """
     point = perturbed(x, norms.project(delta, p, radius, check=False), p, radius, clip)
     delta = point - x
-    attacked, where = point.clone(), torch.arange(len(x), device=x.device)
     finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    if early_stop:
+        return _until_wrong(net, x, y, point, delta, finite, radius=radius, lengths=lengths, p=p, clip=clip, loss=loss)
     for length in lengths:
-        g, outputs = input_gradient(net, point, y, loss)
-        finite[where] &= g.flatten(1).abs().amax(1).isfinite()
-        if early_stop:
-            left = outputs.argmax(1) == y
-            length = length[where]
-            where, x, y, radius, length = (t[left] for t in (where, x, y, radius, length))
-            point, delta, g = point[left], delta[left], g[left]
-            if len(where) == 0:
-                break
-        if p == 1 and clip:
-            g = g.masked_fill(((point >= 1) & (g > 0)) | ((point <= 0) & (g < 0)), 0)
-        delta = norms.project(delta + length * norms.steepest(g, max(p, 2)), p, radius, check=False)
-        point = perturbed(x, delta, p, radius, clip)
-        delta = point - x if clip else delta
-        attacked[where] = point
+        g, _ = input_gradient(net, point, y, loss)
+        finite = finite & _are_finite(g)
+        point, delta = _step(x, point, delta, g, length, radius, p, clip)
+    return torch.empty_like(x).copy_(point.masked_fill(as_column(~finite), math.nan))  # in the layout of x
+
+
+def _until_wrong(
+    net: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    point: Tensor,
+    delta: Tensor,
+    finite: Tensor,
+    *,
+    radius: Tensor,
+    lengths: list[Tensor],
+    p: float,
+    clip: bool,
+    loss: Loss,
+) -> Tensor:
+    """The steps of :func:`ascend` for images that are classified right, by passes in full float32, as measurements."""
+    attacked, left = point.clone(), torch.arange(len(x), device=x.device)
+    for length in lengths:
+        with full_float32():
+            g, outputs = input_gradient(net, point, y, loss)
+        finite[left] &= _are_finite(g)
+        right = outputs.argmax(1) == y
+        left, x, y, radius, point, delta, g = (t[right] for t in (left, x, y, radius, point, delta, g))
+        if len(left) == 0:
+            break
+        point, delta = _step(x, point, delta, g, length[left], radius, p, clip)
+        attacked[left] = point
     return attacked.masked_fill_(as_column(~finite), math.nan)
+
+
+def _step(
+    x: Tensor, point: Tensor, delta: Tensor, g: Tensor, length: Tensor, radius: Tensor, p: float, clip: bool
+) -> tuple[Tensor, Tensor]:
+    """The next point x + delta, and its delta, from the gradient g at this one."""
+    if p == 1 and clip:
+        g = g.masked_fill(((point >= 1) & (g > 0)) | ((point <= 0) & (g < 0)), 0)
+    delta = norms.project(delta + length * norms.steepest(g, max(p, 2)), p, radius, check=False)
+    point = perturbed(x, delta, p, radius, clip)
+    return point, point - x if clip else delta
+
+
+def _are_finite(g: Tensor) -> Tensor:
+    """Whether all numbers of an image are finite, [N] bool."""
+    return g.flatten(1).abs().amax(1).isfinite()
 
 
 def _score(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss, early_stop: bool) -> Tensor:
     """Loss of every example, [N]; with early_stop, infinite where it is misclassified."""
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         outputs = net(x)
         values = per_example(loss(outputs, y), y)
     return values.masked_fill(outputs.argmax(1) != y, math.inf) if early_stop else values
@@ -185,18 +224,24 @@ def _score(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss, ea
 
 def random_starts(x: Tensor, p: float, radius: Tensor, generator: torch.Generator, restarts: int = 1) -> list[Tensor]:
     """Points drawn uniformly from the balls, like x, example after example: one per restart."""
-    draws = [[_uniform(x.shape[1:], p, generator) for _ in range(restarts)] for _ in x]
-    return [radius * torch.stack(draw).to(x) for draw in zip(*draws, strict=True)]
+    drawn = _uniform((len(x), restarts, *x.shape[1:]), p, generator)
+    return [radius * start for start in to_device(drawn, x.device).to(x.dtype).unbind(1)]
 
 
-def _uniform(shape: torch.Size, p: float, generator: torch.Generator) -> Tensor:
-    """A point drawn uniformly from the unit l_p ball, p = 1, 2 or inf, in float32."""
-    u = torch.rand(shape, generator=generator, device=generator.device)
+def _uniform(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
+    """Points drawn uniformly from the unit l_p ball, p = 1, 2 or inf, [N, restarts, C, H, W] in float32."""
+    u = torch.empty(shape, dtype=torch.float32, device=generator.device)
     if p == math.inf:
-        return 2 * u - 1
-    if p == 2:
-        direction = torch.randn(shape, generator=generator, device=generator.device)
-    else:
-        direction = torch.empty_like(u).exponential_(generator=generator) * (u - 0.5).sign()
-    radius = torch.rand((), generator=generator, device=generator.device) ** (1 / u.numel())
-    return direction * (radius / norms.norm(direction[None], p))
+        return 2 * u.uniform_(generator=generator) - 1
+    direction, share = torch.empty_like(u), u.new_empty(shape[:2])
+    points = [t.flatten(0, 1) for t in (u, direction, share)]
+    for signs, sizes, radius in zip(*points, strict=True):  # of one point after the other, so that batches draw alike
+        signs.uniform_(generator=generator)
+        sizes.normal_(generator=generator) if p == 2 else sizes.exponential_(generator=generator)
+        radius.uniform_(generator=generator)
+    if p == 1:
+        direction *= (u - 0.5).sign()
+    radii = share ** (1 / math.prod(shape[2:]))
+    # Each by itself: sums over several large images are added up in another order.
+    lengths = torch.cat([norms.norm(sizes[None], p) for sizes in points[1]])
+    return direction * (radii / lengths.view_as(radii))[:, :, None, None, None]

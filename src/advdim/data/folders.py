@@ -1,20 +1,19 @@
 """Where data sets lie, which are there, and how one is put there: staged beside the others, then renamed."""
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
 
+from .layout import EXPECTED, ArchiveError, splits
+from .manifest import archives, write_manifest
+
 SETTING = "ADVDIM_DATA"  # environment variable that names the data root
 TORCHVISION = {"cifar10": "cifar-10-batches-py", "imagenette": "imagenette2"}  # the folders it unpacks them to
-MANIFEST = ".advdim.json"  # beside train/ and test/, where torchvision's ImageFolder does not look
 # The archives that the recorded results were computed from.
 KNOWN = {
     "cifar10-jpeg.tar.xz": "fbee1725ffcd06fd203c9d60bafc911f8c0d91ba44631ca2fdac134c6374799b",
@@ -25,15 +24,10 @@ KNOWN = {
 }
 LOCK_SECONDS = 600.0  # how long to wait for another process that writes to the same root
 _STAGING = ".advdim-staging-"
-REPLACED = "replaced"  # inside a staging folder: where the old tree waits when it cannot be exchanged in one step
 
 
 class MissingDataError(FileNotFoundError):
     """A data set is neither in the data root nor downloadable; the message says how to get it."""
-
-
-class ArchiveError(ValueError):
-    """An archive that cannot or must not be unpacked; the data root is as it was."""
 
 
 def locate(root: str | Path | None = None) -> tuple[Path, str]:
@@ -47,33 +41,6 @@ def locate(root: str | Path | None = None) -> tuple[Path, str]:
     return Path(platformdirs.user_cache_dir("advdim")), f"the default; the environment variable {SETTING} is not set"
 
 
-def manifest(folder: Path) -> dict[str, Any] | None:
-    """Read ``{"archives": {name: checksum}, "files": count}`` of an unpacked data set; None if it has none."""
-    try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ArchiveError(f"{folder / MANIFEST} is damaged ({error}); remove {folder} and add it again") from error
-    return found
-
-
-def write_manifest(folder: Path, archives: dict[str, str]) -> None:
-    """Note which archives, by checksum, a data set came from, and how many files it has."""
-    text = json.dumps({"archives": archives, "files": sum(1 for _ in files(folder))}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def files(folder: Path) -> Iterator[Path]:
-    """Yield every file of a data set but its manifest, sorted, relative to ``folder``."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent, name).relative_to(folder)
-            if path != Path(MANIFEST):
-                yield path
-
-
 @contextmanager
 def staging(root: Path) -> Iterator[Path]:
     """Yield an empty folder inside ``root``, to be filled and renamed from, while no other process writes there.
@@ -85,30 +52,14 @@ def staging(root: Path) -> Iterator[Path]:
     try:
         with filelock.FileLock(lock, timeout=LOCK_SECONDS):  # the system drops it with the process, even if killed
             for leftover in root.glob(_STAGING + "*"):
-                _clear(leftover)
+                shutil.rmtree(leftover)
             temporary = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
             try:
                 yield temporary
             finally:
-                _clear(temporary)
+                shutil.rmtree(temporary)
     except filelock.Timeout as error:
         raise ArchiveError(f"waited {LOCK_SECONDS:.0f} s for another process that writes to {root}") from error
-
-
-def _clear(temporary: Path) -> None:
-    for old in temporary.glob(f"{REPLACED}/*"):
-        if not (temporary.parent / old.name).exists():  # stopped between the two renames of _swap
-            old.rename(temporary.parent / old.name)
-    shutil.rmtree(temporary)
-
-
-def splits(folder: Path) -> dict[str, Path]:
-    """Return the folders of the splits "train" and "test" that a data set has; "val" stands in for "test"."""
-    found = {split: folder / split for split in ("train", "val", "test") if (folder / split).is_dir()}
-    if "val" in found:
-        found.setdefault("test", found.pop("val"))
-        found.pop("val", None)
-    return found
 
 
 def names(root: str | Path | None = None) -> list[str]:
@@ -120,28 +71,26 @@ def names(root: str | Path | None = None) -> list[str]:
     return sorted(downloaded + [f.name for f in inside if f.name[0] != "." and f.name not in skip and splits(f)])
 
 
-def checksum(folder: Path) -> str:
-    """Identify a data set by the archives it came from, or else by the sha256 of all its files."""
-    known, found = manifest(folder), list(files(folder))
-    if known is None:
-        tree = hashlib.sha256()
-        for path in found:
-            tree.update(path.as_posix().encode() + b"\0" + hashlib.sha256((folder / path).read_bytes()).digest())
-        return f"sha256:{tree.hexdigest()}"
-    if len(found) != known["files"]:
-        raise ValueError(f"{folder} has {len(found)} files, unpacked were {known['files']}; remove it and add it again")
-    return " ".join(f"{archive}={known['archives'][archive]}" for archive in sorted(known["archives"]))
-
-
 def find(name: str, root: str | Path | None = None) -> Path:
     """Return the folder of a data set, having torchvision download CIFAR-10 or Imagenette if it is not there.
 
+    Args:
+        name: of a folder in the data root; or the path of any folder of images, told by a slash in it (as "./photos").
+        root: see :func:`locate`.
+
     Raises:
-        ValueError: ``name`` is no name of a folder.
+        ValueError: ``name`` is no name of a folder, or a path at which no images lie in classes.
         MissingDataError: it is not there; the message names the cure.
     """
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ValueError(f"a data set is named as its folder in the data root, got {name!r}")
+    if is_path(name):
+        folder = Path(name).expanduser().absolute()
+        if not folder.is_dir():
+            raise MissingDataError(f"there is no folder {folder}; a data set in the data root is named without slashes")
+        if not splits(folder):
+            raise ValueError(f"{folder} holds no images by classes: {EXPECTED}")
+        return folder
+    if not name or name.startswith("."):
+        raise ValueError(f"a data set is named as its folder in the data root, or by a path with a slash, got {name!r}")
     there, setting = locate(root)
     folder = there / TORCHVISION.get(name, name)
     if name in TORCHVISION and not folder.is_dir():
@@ -153,6 +102,31 @@ def find(name: str, root: str | Path | None = None) -> Path:
         f"no data set {name!r} in {there} ({setting}); there: {', '.join(names(root)) or 'nothing'}; always: digits, "
         f"and by download {', '.join(TORCHVISION)}. Unpack it with: advdim data add {' '.join(known) or 'ARCHIVE'}"
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set is named by the path of its folder."""
+    return os.sep in name or "/" in name
+
+
+def remove(name: str, root: str | Path | None = None) -> Path:
+    """Delete a data set from the data root, in whole even if killed, and return the folder that it was in.
+
+    Raises:
+        ValueError: ``name`` is no name of a folder, or its files came from no archive and no download, so that they
+            may be the only ones.
+        MissingDataError: it is not there.
+    """
+    if name == "digits" or is_path(name):
+        raise ValueError(f"only data sets in the data root can be removed, got {name!r}")
+    if name in TORCHVISION and not (locate(root)[0] / TORCHVISION[name]).is_dir():
+        raise MissingDataError(f"no data set {name!r} in {locate(root)[0]}")
+    folder = find(name, root)
+    if name not in TORCHVISION and archives(folder) is None:
+        raise ValueError(f"{folder} came from no archive: its files may be the only ones, so remove it yourself")
+    with staging(locate(root)[0]) as temporary:
+        folder.rename(temporary / folder.name)
+    return folder
 
 
 def _download(name: str, folder: Path, setting: str) -> None:

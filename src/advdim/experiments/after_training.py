@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .. import attacks, data, measure, models, train
 from ..theory import norms
 from ..train.evaluation import Metrics as EpochMetrics
+from . import trained_state
 from .spec import AfterTraining
 
 #: Metrics of a point: numbers, lists of numbers, and the history by epoch.
@@ -23,6 +24,9 @@ Metrics = dict[str, Any]
 
 #: Parts of equal size into which the images are binned by the norm of their gradient.
 BINS = 10
+
+#: Images, at least, whose statistics a batch-norm starts with where attacks have several sizes.
+CALIBRATION = 64
 
 #: Attacks of a given size, by name: exponent of the attacker's norm, and the function.
 FIXED_EPS_ATTACKS: dict[str, tuple[float, Callable[..., Tensor]]] = {
@@ -49,6 +53,10 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
     order of ``bins``, the means of :math:`\varepsilon \lVert \nabla L \rVert_1`. ``flags`` are the largest over the
     attacks of those of :class:`advdim.measure.Evaluation`.
 
+    With several sizes of attack, in place of all these: ``history`` and ``initial`` of what
+    :func:`advdim.experiments.trained_state.by_epoch` measures, and ``train`` and ``test``, of the final network on up
+    to ``spec.images.n`` images of each, as :func:`advdim.experiments.trained_state.measure_split` has it.
+
     Args:
         spec: the point.
         device: where to train and measure.
@@ -61,7 +69,8 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
     """
     images, recipe = spec.images, spec.recipe
     native = images.size if images.resize == "area" else None  # enlarging waits until a batch is on the device
-    x, y = data.load(images.data, "train", size=native, resize=images.resize, n=spec.train, seed=images.seed, root=root)
+    sample = images.seed if spec.train_seed is None else spec.train_seed
+    x, y = data.load(images.data, "train", size=native, resize=images.resize, n=spec.train, seed=sample, root=root)
     few, labels = data.load(
         images.data, images.split, size=native, resize=images.resize, n=images.n, seed=images.seed, root=root
     )
@@ -69,25 +78,35 @@ def run(spec: AfterTraining, device: torch.device, root: Path | None = None, che
         recipe = replace(recipe, size=images.size, resize=images.resize)
     net = models.build(spec.network, (x.shape[1], images.size, images.size), seed=recipe.seed).to(device)
     if spec.network.batch_norm or spec.network.normalise == "batch":  # else the first steps' averages are of noise
-        models.calibrate_batch_norm(net, _sized(x[: recipe.batch_size], spec).to(device))
-    epoch = partial(by_epoch, eps=spec.eps, blocks=images.size // x.shape[-1] if images.resize == "copy" else 1)
+        calibration = max(recipe.batch_size, CALIBRATION) if isinstance(spec.eps, tuple) else recipe.batch_size
+        models.calibrate_batch_norm(net, _sized(x[:calibration], spec).to(device))
+    blocks = images.size // (spec.base_size or (x.shape[-1] if images.resize == "copy" else images.size))
+    epoch: EpochMetrics = partial(trained_state.by_epoch, blocks=blocks)
+    if not isinstance(spec.eps, tuple):
+        epoch = partial(by_epoch, eps=spec.eps, blocks=blocks)
+    followed = spec.by_epoch if isinstance(spec.eps, tuple) else len(few)  # along the training run
     metrics: Metrics = {"initial": _initial(net, few[: spec.by_epoch], labels[: spec.by_epoch], spec, epoch, device)}
     result = train.fit(
         net,
         x,
         y,
         recipe,
-        x_test=few,
-        y_test=labels,
+        x_test=few[:followed],
+        y_test=labels[:followed],
         checkpoint=checkpoint,
         progress=False,
         eval_images=spec.by_epoch,
-        eval_every=spec.every or 1,
+        eval_every=spec.at_epochs or spec.every or 1,
         metrics=epoch,
     )
     measured = [row for row in result.history if "test_accuracy" in row]
     metrics["history"] = {name: [row[name] for row in measured] for name in measured[0]}
-    metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps, spec.attacks)
+    if isinstance(spec.eps, tuple):
+        state = partial(trained_state.measure_split, net, eps=spec.eps, blocks=blocks, sized=partial(_sized, spec=spec))
+        metrics["train"] = state(x[: images.n], y[: images.n], pgd_images=0)
+        metrics["test"] = state(few, labels, pgd_images=len(few) if spec.pgd_images is None else spec.pgd_images)
+    else:
+        metrics |= attacked(net, _sized(few, spec).to(device), labels.to(device), spec.eps, spec.attacks)
     _refuse_non_finite(metrics)
     return metrics
 
@@ -120,8 +139,9 @@ def _initial(
     net: nn.Module, x: Tensor, y: Tensor, spec: AfterTraining, metrics: EpochMetrics, device: torch.device
 ) -> dict[str, float]:
     x, y = _sized(x, spec).to(device), y.to(device)
-    norm = measure.gradient_norms(net, x, y)
-    sums = {f"l{q}": float(n.sum()) for q, n in norm.items()} | metrics(net, x, y)
+    sums = metrics(net, x, y)
+    if "l1" not in sums:
+        sums = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(net, x, y).items()} | sums
     return {name: value / len(y) for name, value in sums.items()}
 
 
@@ -149,6 +169,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
             metrics[f"{name}_bins"] = _bins(damage, order)
             metrics[f"{name}_remainder"] = _mean((damage - first_order).abs()) / _mean(first_order)
     flags.pop("out of range", None)  # the paper's protocol does not clip
+    flags.pop("not finite", None)  # such numbers are no result
     for name, p in MIN_NORM_ATTACKS.items():
         if names is not None and name not in names:
             continue

@@ -26,7 +26,7 @@ from ..analysis.tables import runs
 from ..measure.gradients import cross_entropy, input_gradient, outputs_at_leaf
 from ..models import Network, fast
 from ..train import Recipe, objectives
-from .after_training import FIXED_EPS_ATTACKS, MIN_NORM_ATTACKS
+from .after_training import CALIBRATION, FIXED_EPS_ATTACKS, MIN_NORM_ATTACKS
 from .spec import AfterTraining, Images, as_dict
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 IMAGES = {"digits": (1, 8, 1397, 400), "cifar10": (3, 32, 50_000, 10_000), "imagenette": (3, 224, 9_469, 3_925)}
 #: An NVIDIA H100 SXM by its data sheet: operations per second, dense, and bytes per second from its memory.
 OPERATIONS, BYTES = {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12}, 3.35e12
-PGD_STEPS = 7  # of training
+#: Eager bytes per second of one core of a CPU with AVX2 in float32, images of 32 to 128 px and 16 channels: of training
+#: steps, and of passes through a network at rest. Timed twice; from one size to another they vary by half.
+CORE_TRAINING, CORE_AT_REST = 2.3e9, 3.8e9
 _STEP = "step of PGD"
 
 #: Operations, numbers moved by weight layers, numbers moved by all operators, operators.
@@ -95,7 +97,7 @@ def per_image(network: Network, channels: int, size: int, what: str, batch: int 
     """
     if what == "pgd-linf":  # whose attack looks at its numbers: its steps, and then usual training
         parts = (per_image(network, channels, size, part, batch) for part in (_STEP, "none"))
-        return np.array([PGD_STEPS, 1.0]) @ list(parts)
+        return np.array([objectives.PGD_STEPS, 1.0]) @ list(parts)
     shape = (channels, size, size)
     net: nn.Module = models.build(network, shape)
     if what in _AT_REST:
@@ -158,10 +160,25 @@ def table(points: Iterable[AfterTraining | dict[str, Any]]) -> pd.DataFrame:
     return runs(rows)
 
 
+def core_hours(points: Iterable[AfterTraining]) -> list[float]:
+    """Hours that each training run is expected to take one core of a CPU, at most: as if none stopped early.
+
+    Args:
+        points: the specs of a grid.
+    """
+    hours = []
+    for point in points:
+        (_, training), *rest = _counts(point)
+        seconds = training[2] / CORE_TRAINING + sum(float(count[2]) for _, count in rest) / CORE_AT_REST
+        hours.append(4 * float(seconds) / 3600)
+    return hours
+
+
 def _spec(spec: dict[str, Any]) -> AfterTraining:
     if "recipe" not in spec:
         raise ValueError(f"costs are counted of training runs, and {spec.get('experiment')} has none")
     parts = {"images": Images(**spec["images"]), "network": Network(**spec["network"])}
+    parts |= {name: tuple(value) for name, value in spec.items() if isinstance(value, list)}
     return AfterTraining(**{"train": None, **spec, **parts, "recipe": Recipe(**spec["recipe"])})
 
 
@@ -182,17 +199,30 @@ def _counts(spec: AfterTraining) -> list[tuple[str, Count]]:
     train, test = spec.train or train, images.n or test
     held_out = round(recipe.validation * train)
     few_train, few_test = min(spec.by_epoch, train - held_out), min(spec.by_epoch, test)
-    due = sum(e % (spec.every or 1) == 0 or e == recipe.epochs for e in range(1, recipe.epochs + 1))
-    calibrated = recipe.batch_size if spec.network.batch_norm or spec.network.normalise == "batch" else 0
+    at, every = spec.at_epochs, spec.every or 1
+    due = sum((e in at if at else e % every == 0) or e == recipe.epochs for e in range(1, recipe.epochs + 1))
+    calibrated = max(recipe.batch_size, CALIBRATION) if isinstance(spec.eps, tuple) else recipe.batch_size
+    calibrated = calibrated if spec.network.batch_norm or spec.network.normalise == "batch" else 0
 
     one = partial(per_image, spec.network, channels, images.size)
     forward, gradient = one("forward"), one("gradient")
     copied = images.resize == "copy" and images.size > side
     looks = few_test + due * (few_train + few_test)  # before training and by epoch: gradient norms, and PGD evaluated
-    exact = looks * ((3 if copied else 2) * gradient + forward) + test * (gradient + forward)
-    exact += (recipe.epochs * held_out + due * (few_train + test)) * forward  # accuracies
-    attacks = looks * 10 * gradient + min(calibrated, train) * forward
-    for name in (*FIXED_EPS_ATTACKS, *MIN_NORM_ATTACKS) if spec.attacks is None else spec.attacks:
+    attacks = min(calibrated, train) * forward
+    exact = recipe.epochs * held_out * forward
+    if isinstance(spec.eps, tuple):
+        exact = exact + looks * (gradient + forward) + due * few_test * forward
+        exact += (due * few_train if recipe.stop_accuracy is None else recipe.epochs * (train - held_out)) * forward
+        exact += (min(train, test) + test) * (gradient + (1 + 2 * len(spec.eps)) * forward)
+        under_pgd = min(test if spec.pgd_images is None else spec.pgd_images, test)
+        attacks = attacks + under_pgd * 2 * len(spec.eps) * 10 * gradient
+        exact += under_pgd * (1 + 2 * len(spec.eps)) * forward
+    else:
+        exact = exact + looks * ((3 if copied else 2) * gradient + forward) + test * (gradient + forward)
+        exact += due * (few_train + test) * forward  # accuracies
+        attacks = attacks + looks * 10 * gradient
+    named = (*FIXED_EPS_ATTACKS, *MIN_NORM_ATTACKS) if spec.attacks is None else spec.attacks
+    for name in () if isinstance(spec.eps, tuple) else named:
         if name in MIN_NORM_ATTACKS:
             attacks, exact = attacks + test * one("deepfool"), exact + test * forward
         else:

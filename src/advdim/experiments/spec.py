@@ -55,11 +55,17 @@ class AfterTraining:
         recipe: how it is trained, but for the size of the images.
         train: number of training images, a class-balanced sample; None takes all.
         by_epoch: number of training and of test images measured by epoch.
-        eps: size of the attacks, as that of the l_inf attack, in pixel units.
+        eps: size of the attacks, as that of the l_inf attack, in pixel units; or several sizes, then measured as
+            :mod:`advdim.experiments.trained_state` has it.
         experiment: the experiment's name.
         attacks: names of the attacks on the trained network, as :func:`advdim.experiments.after_training.run` has them;
             None takes all.
         every: epochs after which they are measured; None is 1.
+        train_seed: of the sample of training images; None is that of ``images``.
+        at_epochs: the epochs, counted from 1, after which they are measured, in place of ``every``.
+        pgd_images: number of test images under PGD, if ``eps`` has several sizes; None is all.
+        base_size: side of the images, in pixels, down to which gradients are averaged to see what survives; None
+            measures this of images copied up alone.
     """
 
     images: Images
@@ -67,15 +73,20 @@ class AfterTraining:
     recipe: Recipe
     train: int | None
     by_epoch: int
-    eps: float
+    eps: float | tuple[float, ...]
     experiment: str
     attacks: tuple[str, ...] | None = None
     every: int | None = None
+    train_seed: int | None = None
+    at_epochs: tuple[int, ...] | None = None
+    pgd_images: int | None = None
+    base_size: int | None = None
 
     def __str__(self) -> str:
         strength = f" {self.recipe.strength:g}" if self.recipe.strength else ""
+        sample = "" if self.train_seed is None else f", {self.train or 'all'} images"
         where = f"{self.images.data} {self.images.size} px {self.images.resize}"
-        return f"{where}, {self.network}, {self.recipe.method}{strength}, seed {self.recipe.seed}"
+        return f"{where}, {self.network}, {self.recipe.method}{strength}{sample}, seed {self.recipe.seed}"
 
 
 Spec: TypeAlias = AtInitialisation | AfterTraining

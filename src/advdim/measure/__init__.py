@@ -1,6 +1,6 @@
 """Measurements on a model: input gradients and their norms, losses, damage, vulnerability."""
 
-from .damage import Evaluation, damage, evaluate, vulnerability, zero_one
+from .damage import Evaluation, damage, evaluate, predictions, vulnerability, zero_one
 from .gradients import Loss, cross_entropy, gradient_norms, input_gradients, logit, losses, outputs
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "logit",
     "losses",
     "outputs",
+    "predictions",
     "vulnerability",
     "zero_one",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import data
 from . import initialise
 from .layers import Net, Normalise
 
@@ -96,23 +97,31 @@ def build(
     for what, number in (("classes", classes), ("width", network.width), ("depth", network.depth)):
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, got {number}")
-    layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
-    layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
-    net = Net(*layers, image_shape=(channels, side, side), classes=classes)
-    initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
+    with torch.device("cpu"):  # whatever torch.set_default_device says: weights are drawn there
+        layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
+        layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
+        net = Net(*layers, image_shape=(channels, side, side), classes=classes)
+        initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
     return net.eval()
 
 
 def calibrate_batch_norm(model: nn.Module, x: Tensor) -> None:
     """Set the running statistics of every batch-norm layer to those of the images x, by one forward pass.
 
-    The statistics that a fresh network comes with (mean 0, variance 1) say nothing about its activations. Statistics of
-    few images inflate gradients: use at least 32.
+    The statistics that a fresh network comes with (mean 0, variance 1) make batch-norm in eval mode the identity, and
+    how gradients grow with the image size can then turn round: calibrate a fresh network, at each size, before its
+    gradients are measured; :func:`advdim.audit` does. Trained networks bring their statistics. Statistics of few images
+    inflate gradients: use at least 32.
 
     Args:
         model: any module; its training state is left as found.
         x: [N, C, H, W], in pixel units, N at least 2.
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another shape, no image, or a NaN or an infinity.
     """
+    data.check(x)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     state = [(m, m.training) for m in model.modules()]
     momenta = [m.momentum for m in norms]
@@ -150,7 +159,7 @@ def _normalisation(normalise: str | tuple[Tensor, Tensor] | None, channels: int)
     if isinstance(normalise, str):
         _choose("normalise", normalise, ("batch",))
         return [nn.BatchNorm2d(channels)]
-    mean, std = (torch.as_tensor(v) for v in normalise)
+    mean, std = (torch.as_tensor(v).cpu() for v in normalise)
     if mean.shape != (channels,) or std.shape != (channels,) or not bool((std > 0).all()):
         raise ValueError(f"normalise takes mean and positive std of shape [{channels}], got {mean} and {std}")
     return [Normalise(mean, std)]

@@ -72,7 +72,7 @@ def weight_total(layer: nn.Linear | nn.Conv2d) -> float:
     The plain sum would not do: a gradient step on the cross-entropy leaves that of a readout's weights as it was.
     """
     weight = layer.weight.detach().cpu().double().flatten()
-    return float(weight @ torch.arange(1, len(weight) + 1, dtype=torch.float64).cos())
+    return float(weight @ torch.arange(1, len(weight) + 1, dtype=torch.float64, device="cpu").cos())
 
 
 def he_(model: nn.Module, generator: torch.Generator) -> None:

@@ -1,11 +1,17 @@
 """The l_p norms of the theory: dual exponents, steepest directions, projections, calibrated thresholds.
 
 Everything acts per example: the first axis counts examples, all the others are flattened into one vector.
+
+Nothing is lost in silence. An example with a NaN or an infinity has no steepest direction and no projection, and comes
+out NaN throughout; its norm is NaN or infinite. In half precision (float16, bfloat16) sums over many entries overflow
+or stand still, so all is computed in float32: norms stay in it, directions are rounded to the caller's dtype, and
+projections are rounded towards 0, which keeps them in the ball.
 """
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -21,8 +27,11 @@ def dual(p: float) -> float:
         The dual exponent, in [1, inf].
 
     Raises:
-        ValueError: if p is below 1 or not a number (l_p is no norm there).
+        TypeError: if p is not a number, such as the name of a norm.
+        ValueError: if p is below 1 or NaN (l_p is no norm there).
     """
+    if isinstance(p, bool) or not isinstance(p, Real):
+        raise TypeError(f"the exponent of a norm must be a number, such as 1, 2 or math.inf, got {p!r}")
     if not p >= 1:
         raise ValueError(f"l_p is a norm for p in [1, inf] only, got p = {p}")
     if p == 1:
@@ -38,13 +47,14 @@ def norm(x: Tensor, q: float) -> Tensor:
         q: an exponent in [1, inf].
 
     Returns:
-        [N], in the dtype of x.
+        [N], in the dtype of x, or in float32 if that is half precision.
 
     Raises:
+        TypeError: if x is not a floating-point tensor, or q not a number.
         ValueError: if q is below 1, or x has no axis of examples.
     """
     dual(q)  # the same condition on the exponent
-    flat = _flat(x)
+    flat = _wide(_flat(x))
     largest = _largest(flat)
     return (_length(flat / largest, q) * largest)[:, 0]
 
@@ -64,19 +74,22 @@ def steepest(g: Tensor, p: float) -> Tensor:
         Same shape and dtype as g, with p-norm 1 (or 0 where g is 0).
 
     Raises:
+        TypeError: if g is not a floating-point tensor, or p not a number.
         ValueError: if p is below 1, or g has no axis of examples.
     """
     q = dual(p)
     flat = _flat(g)
+    nothing = _zero_if_finite(flat)
     if math.isinf(p):
-        return g.sign()
+        return (flat.sign() + nothing).view_as(g)
     if p == 1:
         index = flat.abs().argmax(dim=1, keepdim=True)
-        return torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()).view_as(g)
+        return (torch.zeros_like(flat).scatter_(1, index, flat.gather(1, index).sign()) + nothing).view_as(g)
+    flat = _wide(flat)
     unit = flat / _largest(flat)
     direction = unit if q == 2 else unit.sign() * unit.abs() ** (q - 1)
     length = _length(direction, p)
-    return (direction / torch.where(length > 0, length, torch.ones_like(length))).view_as(g)
+    return (direction / torch.where(length > 0, length, torch.ones_like(length)) + nothing).to(g.dtype).view_as(g)
 
 
 def project(delta: Tensor, p: float, eps: float | Tensor, *, check: bool = True) -> Tensor:
@@ -95,20 +108,24 @@ def project(delta: Tensor, p: float, eps: float | Tensor, *, check: bool = True)
         Same shape and dtype as delta; unchanged where it lies inside the ball already.
 
     Raises:
-        ValueError: for another p, a negative radius, a wrong number of radii, or delta without an axis of examples.
+        TypeError: if delta is not a floating-point tensor.
+        ValueError: for another p, a radius that is negative or NaN, a wrong number of radii, or delta without an axis
+            of examples.
     """
-    flat = _flat(delta)
-    radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).reshape(-1, 1)
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"the projection is implemented for p = 1, 2 and inf, got p = {p}")
+    flat = _wide(_flat(delta))
+    radius = torch.as_tensor(eps, dtype=flat.dtype, device=delta.device).reshape(-1, 1)
     if check and not bool((radius >= 0).all()):
         raise ValueError(f"the radius eps must be at least 0, got {radius.min().item()}")
     if len(radius) not in (1, len(flat)):
         raise ValueError(f"eps must be one number, or one for each of the {len(flat)} examples, got {len(radius)}")
     if p == math.inf:
-        return flat.clamp(-radius, radius).view_as(delta)
-    if p == 2:
+        inside = flat.clamp(-radius, radius)
+    elif p == 2:
         length = norm(flat, 2)[:, None]
-        return (flat * torch.where(length > radius, radius / length, torch.ones_like(length))).view_as(delta)
-    if p == 1:
+        inside = flat * torch.where(length > radius, radius / length, torch.ones_like(length))
+    else:
         size = flat.abs()
         total = size.sum(dim=1, keepdim=True)
         ordered = size.sort(dim=1, descending=True).values
@@ -116,8 +133,8 @@ def project(delta: Tensor, p: float, eps: float | Tensor, *, check: bool = True)
         level = (ordered.cumsum(dim=1) - radius) / rank
         kept = (ordered > level).sum(dim=1, keepdim=True).clamp(min=1)
         shrunk = flat.sign() * (size - level.gather(1, kept - 1)).clamp(min=0)
-        return torch.where(total > radius, shrunk, flat).view_as(delta)
-    raise ValueError(f"the projection is implemented for p = 1, 2 and inf, got p = {p}")
+        inside = torch.where(total > radius, shrunk, flat)
+    return towards_zero(inside + _zero_if_finite(flat), delta.dtype).view_as(delta)
 
 
 def threshold(eps_inf: float, p: float, d: int) -> float:
@@ -135,20 +152,46 @@ def threshold(eps_inf: float, p: float, d: int) -> float:
         The size of the l_p attack, in pixel units.
 
     Raises:
-        ValueError: if eps_inf is negative, p below 1 or d below 1.
+        TypeError: if p is not a number.
+        ValueError: if eps_inf is negative or not finite, p below 1, or d no whole number of at least 1.
     """
     dual(p)
-    if not eps_inf >= 0:
-        raise ValueError(f"eps_inf must be at least 0, got {eps_inf}")
-    if d < 1:
-        raise ValueError(f"the input dimension d must be at least 1, got {d}")
+    if not 0 <= eps_inf < math.inf:
+        raise ValueError(f"eps_inf must be at least 0 and finite, got {eps_inf}")
+    if not (d >= 1 and d == int(d)):
+        raise ValueError(f"the input dimension d must be a whole number of at least 1, got {d}")
     return float(eps_inf * d ** (1 / p))
 
 
+def towards_zero(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each number of x rounded to a dtype so that none grows."""
+    if x.dtype == dtype:
+        return x
+    near = x.to(dtype)
+    return torch.where(near.abs() > x.abs(), torch.nextafter(near, torch.zeros_like(near)), near)
+
+
 def _flat(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"expected floating-point numbers, got {x.dtype}: convert with .float()")
     if x.ndim < 1:
         raise ValueError("expected examples along the first axis, got a tensor without axes: use x[None]")
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # and not -1, which no examples leave undetermined
+
+
+def _wide(flat: Tensor) -> Tensor:
+    """The same numbers in a dtype that can add many of them."""
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+
+
+def _zero_if_finite(flat: Tensor) -> Tensor:
+    """For each row, [N, 1]: 0, or NaN if it has a NaN or an infinity."""
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat), 1)
+    flat = flat.detach()
+    return 0 * flat.amax(dim=1, keepdim=True) + 0 * flat.amin(dim=1, keepdim=True)
 
 
 def _largest(flat: Tensor) -> Tensor:
@@ -167,4 +210,4 @@ def _length(unit: Tensor, q: float) -> Tensor:
     if q == 1:
         return unit.abs().sum(dim=1, keepdim=True)
     total = (unit.square() if q == 2 else unit.abs() ** q).sum(dim=1, keepdim=True)
-    return torch.where(total > 0, total, 1) ** (1 / q) * (total > 0)  # the root has no derivative at 0
+    return torch.where(total != 0, total, 1) ** (1 / q) * (total != 0)  # no derivative at 0; what is NaN stays NaN

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import data
+from ..models.device import full_float32
 from ..models.initialise import WeightLaw, weight_layers
 from ..models.layers import Normalise
 
@@ -39,8 +41,8 @@ def path_second_moment(
         :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, one value for all classes k.
 
     Raises:
-        TypeError: if the model has layers whose paths are not known here.
-        ValueError: if no image shape is known.
+        TypeError: if the model has layers whose paths are not known here, or x is no tensor of images.
+        ValueError: if no image shape is known, or x has another shape, no image, or a NaN or an infinity.
     """
     shape = image_shape or (x.shape[1:] if x is not None else getattr(model, "image_shape", None))
     if shape is None:
@@ -49,11 +51,12 @@ def path_second_moment(
     chances = [0.5 if isinstance(m, nn.ReLU) else 1.0 for m in layers] if x is None else open_gate_shares(model, x)
     device = weight_layers(model)[0].weight.device
     device = torch.device("cpu") if device.type == "mps" else device
-    start = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
-    h: Tensor = start
-    for layer, chance in zip(layers, chances, strict=True):
-        h = chance * _squared(layer, h)
-    (moment,) = torch.autograd.grad(h[0, 0], start)
+    with torch.inference_mode(False), torch.enable_grad():
+        start = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
+        h: Tensor = start
+        for layer, chance in zip(layers, chances, strict=True):
+            h = chance * _squared(layer, h)
+        (moment,) = torch.autograd.grad(h[0, 0], start)
     return moment[0]
 
 
@@ -69,11 +72,16 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
 
     Returns:
         One share per layer.
+
+    Raises:
+        TypeError: as :func:`path_second_moment`.
+        ValueError: if x is not [N, C, H, W], has no image, or a NaN or an infinity.
     """
+    data.check(x)
     layers = known_layers(model)
     shares = []
     before = 1.0
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():  # a gate near 0 would open or shut by rounding
         for i, layer in enumerate(layers):
             x = layer(x)
             share = 1.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data, measure
+from ..measure.gradients import check_classes
 from .recipe import Recipe
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # images and labels, by what they are for
@@ -27,8 +28,9 @@ def measured(
         sums: dict[str, float] = {}
         for part, yc in zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True):
             xc = model_images(part, recipe, model)
-            found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()}
-            found |= metrics(model, xc, yc) if metrics else {}
+            found = metrics(model, xc, yc) if metrics else {}
+            if "l1" not in found:
+                found = {f"l{q}": float(n.sum()) for q, n in measure.gradient_norms(model, xc, yc).items()} | found
             sums = {what: sums.get(what, 0.0) + value for what, value in found.items()}
         row |= {f"{name}_{what}": value / len(y) for what, value in sums.items()}
     return row
@@ -44,7 +46,8 @@ def model_images(x: Tensor, recipe: Recipe, model: nn.Module) -> Tensor:
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> float:
     """Share of the images that are classified right."""
     chunks = zip(torch.split(x, _CHUNK), torch.split(y, _CHUNK), strict=True)
-    right = [(measure.outputs(model, model_images(xc, recipe, model)).argmax(1) == yc).sum() for xc, yc in chunks]
+    outputs = [(measure.outputs(model, model_images(xc, recipe, model)), yc) for xc, yc in chunks]
+    right = [(measure.predictions(found) == yc).sum() for found, yc in outputs]
     return int(torch.stack(right).sum()) / len(y)
 
 
@@ -57,14 +60,23 @@ def resident(x: Tensor, y: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
     """Images and labels, checked, on the model's device; floating-point images in its dtype."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
         data.check(x[:1].float())
-        data.check(torch.zeros(len(x), 1, 1, 1), y)
+        data.check(torch.zeros(len(x), 1, 1, 1, device="cpu"), y)
         return x.to(weight_of(model).device), y.to(weight_of(model).device)
     data.check(x, y)
     return x.to(weight_of(model)), y.to(weight_of(model).device)
 
 
+def check_labels(model: nn.Module, x: Tensor, recipe: Recipe, *labels: Tensor) -> None:
+    """Refuse labels beyond the model's outputs, which it knows itself, or else gives for the first of the images x."""
+    classes = getattr(model, "classes", None)
+    if not isinstance(classes, int):
+        classes = measure.outputs(model.eval(), model_images(x[:1], recipe, model)).shape[1]
+    for y in labels:
+        check_classes(y, classes)
+
+
 def subset(pair: tuple[Tensor, Tensor], among: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """At most n of the examples, whichever the recipe's seed: seeds are then compared on the same ones."""
-    order = torch.randperm(len(among), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(among), generator=torch.Generator().manual_seed(0), device="cpu")
     chosen = among[order[:n]].to(pair[0].device)
     return pair[0][chosen], pair[1][chosen]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from .result import DivergenceError, Result
 
 #: Methods that differentiate the gradient again.
 DOUBLE_BACKWARD = ("gradient-l1", "gradient-l2", "cross-lipschitz", "cross-lipschitz-random")
+Epochs = int | Sequence[int]  # every so many, or after so many, counted from 1
 
 
 @dataclass
@@ -79,7 +80,7 @@ def fit(
     checkpoint_every: int | None = None,
     progress: bool = True,
     eval_images: int = 1000,
-    eval_every: int = 1,
+    eval_every: Epochs = 1,
     metrics: Metrics | None = None,
 ) -> Result:
     """Train a model in place, and leave it in eval mode, parameters without ``.grad``.
@@ -97,34 +98,38 @@ def fit(
         checkpoint_every: batches after which the checkpoint is written within an epoch, too.
         progress: whether to draw a bar, on a terminal.
         eval_images: images of the subsets on which accuracy in training, gradient norms and ``metrics`` are measured.
-        eval_every: after every so many epochs, and the last, train and test images are measured.
-        metrics: what else to measure after every epoch: a function of (model, x, y) to sums over the images x, by name.
-            The history gets their means, as ``train_NAME`` and ``test_NAME``.
+        eval_every: after every so many epochs, or after so many as a sequence lists, and after the last, train and test
+            images are measured.
+        metrics: what else to measure then: a function of (model, x, y) to sums over the images x, by name. The history
+            gets their means, as ``train_NAME`` and ``test_NAME``. Gradient norms that it gives are not measured again.
 
     Returns:
         The history, and the best epoch.
 
     Raises:
         TypeError: if x or y is not a tensor, or x neither floating point nor uint8.
-        ValueError: as :func:`advdim.data.check`; if no image is left to train on or to hold out; if the checkpoint is
-            unreadable, or of another run.
+        ValueError: as :func:`advdim.data.check`; if a label is not below K; if no image is left to train on or to hold
+            out; if the checkpoint is unreadable, or of another run.
         DivergenceError: if the objective or a weight is not finite. The checkpoint stays that of the last good state.
     """
     counts = {"eval_images": eval_images, "eval_every": eval_every}
-    for name, count in (*counts.items(), ("checkpoint_every", checkpoint_every)):
+    least = eval_every if isinstance(eval_every, int) else min(eval_every)
+    for name, count in (("eval_images", eval_images), ("eval_every", least), ("checkpoint_every", checkpoint_every)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     if (x_test is None) != (y_test is None):
         raise ValueError("x_test and y_test go together: give both or neither")
     x, y = evaluation.resident(x, y, model)
     test: Pairs = {} if x_test is None or y_test is None else {"test": evaluation.resident(x_test, y_test, model)}
+    evaluation.check_labels(model, x, recipe, y, *(labels for _, labels in test.values()))
     generator = torch.Generator().manual_seed(recipe.seed)
     validation_idx, train_idx = recipe.split(len(x), generator)
     held_out = validation_idx.to(x.device)
     validation: Pairs = {"validation": (x[held_out], y[held_out])} if len(held_out) else {}
     eval_subsets = {"train": evaluation.subset((x, y), train_idx, eval_images)}
     eval_subsets |= {
-        name: evaluation.subset(pair, torch.arange(len(pair[0])), eval_images) for name, pair in test.items()
+        name: evaluation.subset(pair, torch.arange(len(pair[0]), device="cpu"), eval_images)
+        for name, pair in test.items()
     }
 
     sizes = recipe.batch_sizes(len(train_idx))
@@ -180,8 +185,8 @@ def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | Non
     if state.order is None or state.losses is None:
         if recipe.schedule == "paper" and state.epoch and state.epoch % recipe.halve_every == 0:
             run.model.load_state_dict(state.best)
-        state.order = run.train_idx[torch.randperm(len(run.train_idx), generator=run.generator)]
-        state.losses = torch.zeros(len(run.sizes), dtype=torch.float64)
+        state.order = run.train_idx[torch.randperm(len(run.train_idx), generator=run.generator, device="cpu")]
+        state.losses = torch.zeros(len(run.sizes), dtype=torch.float64, device="cpu")
         state.lr = run.optimiser.param_groups[0]["lr"]
     losses = state.losses.to(device, evaluation.weight_of(run.model).dtype)
     batches = torch.split(state.order[: sum(run.sizes)].to(device), recipe.batch_size)
@@ -215,27 +220,34 @@ def _refuse_divergence(run: _Run, losses: Tensor) -> None:
 
 
 def _end_epoch(
-    run: _Run, validation: Pairs, test: Pairs, eval_subsets: Pairs, every: int, metrics: Metrics | None
+    run: _Run, validation: Pairs, test: Pairs, eval_subsets: Pairs, every: Epochs, metrics: Metrics | None
 ) -> None:
     """Measure, in eval mode, compare with the best, and move on to the next epoch."""
     model, recipe, state = run.model.eval(), run.recipe, run.state
     assert state.losses is not None
-    loss = float(state.losses @ torch.tensor(run.sizes, dtype=torch.float64)) / sum(run.sizes)
+    loss = float(state.losses @ state.losses.new_tensor(run.sizes)) / sum(run.sizes)
     row = {"epoch": state.epoch, "loss": loss, "lr": state.lr, "seconds": state.seconds}
     row |= {f"{name}_accuracy": evaluation.accuracy(model, *pair, recipe) for name, pair in validation.items()}
+    if recipe.stop_accuracy is not None:
+        trained = run.train_idx.to(run.x.device)
+        row["train_accuracy"] = evaluation.accuracy(model, run.x[trained], run.y[trained], recipe)
     state.history.append(row)
     if validation:
         best = None if state.best_epoch is None else state.history[state.best_epoch]["validation_accuracy"]
         if best is None or row["validation_accuracy"] > best:
             state.best_epoch = state.epoch
             state.best = {name: t.clone() for name, t in model.state_dict().items()}
-    if (state.epoch + 1) % every == 0 or _ended(run, state.epoch + 1):
-        row |= evaluation.measured(model, recipe, {"train": eval_subsets["train"]} | test, eval_subsets, metrics)
+    due = (state.epoch + 1) % every == 0 if isinstance(every, int) else state.epoch + 1 in every
+    if due or _ended(run, state.epoch + 1):
+        whole = test if "train_accuracy" in row else {"train": eval_subsets["train"]} | test
+        row |= evaluation.measured(model, recipe, whole, eval_subsets, metrics)
     state.epoch += 1
     state.batch, state.order, state.losses, state.seconds = 0, None, None, 0.0
 
 
 def _ended(run: _Run, epochs: int) -> bool:
-    """Whether training ends after so many epochs: all of them, or as many as early stopping waits for a better one."""
-    patience, best = run.recipe.early_stopping, run.state.best_epoch
+    """Whether training ends after so many epochs: all, or what early stopping waits, or what stop_accuracy takes."""
+    patience, best, enough = run.recipe.early_stopping, run.state.best_epoch, run.recipe.stop_accuracy
+    if enough is not None and run.state.history and run.state.history[-1]["train_accuracy"] >= enough:
+        return True
     return epochs == run.recipe.epochs or (patience is not None and best is not None and epochs > best + patience)

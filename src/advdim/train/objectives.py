@@ -25,14 +25,18 @@ from torch import Tensor, nn
 
 from .. import data
 from ..attacks.projected_gradient import ascend, random_starts, step_lengths
-from ..measure.gradients import check_minimum, cross_entropy, outputs_at_leaf, per_example
+from ..measure.gradients import check_minimum, cross_entropy, outputs_at_leaf, per_example, refuse_inference
 from ..models import fast
+from ..models.device import to_device
 from ..theory import norms
+
+PGD_STEPS = 7  # of training, as in the paper
 
 #: Takes (model, x [N, C, H, W], y [N], strength, generator) to the scalar to minimise.
 Objective = Callable[[nn.Module, Tensor, Tensor, float, torch.Generator | None], Tensor]
 
 
+@torch.enable_grad()
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     r"""Mean loss :math:`\frac1N \sum_n L(x_n, y_n)`, of usual training.
 
@@ -67,7 +71,7 @@ def gradient_penalty(model: nn.Module, x: Tensor, y: Tensor, *, strength: float,
     size = _size(strength, norms.dual(q), x)
     if size == 0:
         return plain(model, x, y)
-    layers = fast.double_backward()
+    layers = fast.double_backward(x.device)
     with layers:
         leaf, outputs = outputs_at_leaf(model, x)
     losses = _losses(outputs, y)
@@ -106,7 +110,7 @@ def pgd_training(
     *,
     strength: float,
     p: float = math.inf,
-    steps: int = 7,
+    steps: int = PGD_STEPS,
     step_size: float | None = None,
     random_start: bool = True,
     generator: torch.Generator | None = None,
@@ -128,13 +132,28 @@ def pgd_training(
         TypeError: if x or y is not a tensor, or x not floating point.
         ValueError: if the strength is negative or not finite, or as :func:`advdim.attacks.pgd`.
     """
-    size = _size(strength, p, x)
-    if size == 0:
-        return plain(model, x, y)
     if p not in (1, 2, math.inf):
         raise ValueError(f"PGD projects onto l_p balls for p = 1, 2 and inf, got p = {p}")
     check_minimum(1, steps=steps)
     data.check(x, y)
+    return _on_attacked(model, x, y, strength, p, steps, step_size, random_start, generator)
+
+
+def _on_attacked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    strength: float,
+    p: float,
+    steps: int,
+    step_size: float | None,
+    random_start: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """:func:`pgd_training` without checks of images and labels, for which the host would wait at each step."""
+    size = _size(strength, p, x)
+    if size == 0:
+        return plain(model, x, y)
     radius = x.new_full((len(x), 1, 1, 1), size)
     if not random_start:
         start = torch.zeros_like(x)
@@ -181,7 +200,7 @@ def cross_lipschitz(
         raise ValueError(f"estimator must be 'exact' or 'random-sign', got {estimator!r}")
     if strength == 0:
         return plain(model, x, y)
-    layers = fast.double_backward()
+    layers = fast.double_backward(x.device)
     with layers:
         leaf, outputs = outputs_at_leaf(model, x)
     # With g_l = grad f_l, S = sum_l g_l and h_l = g_l - S/K = grad (f_l - mean f), half the sum over ordered pairs is
@@ -217,7 +236,7 @@ METHODS: dict[str, Objective] = {
     "gradient-l2": lambda m, x, y, strength, _: gradient_penalty(m, x, y, strength=strength, q=2),
     "augment-linf": lambda m, x, y, strength, _: one_step_augmentation(m, x, y, strength=strength, p=math.inf),
     "augment-l2": lambda m, x, y, strength, _: one_step_augmentation(m, x, y, strength=strength, p=2),
-    "pgd-linf": lambda m, x, y, strength, generator: pgd_training(m, x, y, strength=strength, generator=generator),
+    "pgd-linf": lambda m, x, y, strength, g: _on_attacked(m, x, y, strength, math.inf, PGD_STEPS, None, True, g),
     "cross-lipschitz": lambda m, x, y, strength, _: cross_lipschitz(m, x, y, strength=strength),
     "cross-lipschitz-random": lambda m, x, y, strength, generator: cross_lipschitz(
         m, x, y, strength=strength, estimator="random-sign", generator=generator
@@ -255,9 +274,11 @@ def _size(strength: float, p: float, x: Tensor) -> float:
 
 
 def _losses(outputs: Tensor, y: Tensor) -> Tensor:
+    refuse_inference("y", y)
     return per_example(cross_entropy(outputs, y), y)
 
 
 def _signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
     """Independent signs, -1 or 1 with equal chances, like outputs."""
-    return torch.randint(2, outputs.shape, generator=generator, device=generator.device).to(outputs) * 2 - 1
+    drawn = torch.randint(2, outputs.shape, generator=generator, device=generator.device)
+    return to_device(drawn, outputs.device).to(outputs.dtype) * 2 - 1

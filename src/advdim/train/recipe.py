@@ -36,6 +36,8 @@ class Recipe:
         resize: how, "copy" or "bilinear"; see :func:`advdim.data.resize`.
         validation: share of the training images that is held out.
         early_stopping: epochs without a better validation accuracy after which training ends, or None.
+        stop_accuracy: training ends after the first epoch in which this share of the images trained on is right, in
+            eval mode and unaugmented; None trains for all epochs.
         keep: the weights kept, of the "last" epoch or of the first of "best" validation accuracy.
         bf16: whether the objective is computed under autocast to bfloat16; never in evaluation.
         seed: of all draws.
@@ -58,6 +60,7 @@ class Recipe:
     resize: Resize = "copy"
     validation: float = 0.0
     early_stopping: int | None = None
+    stop_accuracy: float | None = None
     keep: str = "last"
     bf16: bool = False
     seed: int = 0
@@ -81,22 +84,24 @@ class Recipe:
             raise ValueError(f"the method 'none' has no penalty, got strength {self.strength}; set it to 0")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be in [0, 1), a share of the training images, got {self.validation}")
+        if self.stop_accuracy is not None and not 0 < self.stop_accuracy <= 1:
+            raise ValueError(f"stop_accuracy must be in (0, 1], a share of the images, got {self.stop_accuracy}")
         if not self.validation and (self.schedule == "paper" or self.keep == "best" or self.early_stopping):
             raise ValueError("the paper's schedule, keep='best' and early_stopping need validation above 0, got 0")
 
     def split(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of the images held out, drawn at random, and of those trained on, of n images."""
         if not self.validation:
-            return torch.arange(0), torch.arange(n)
+            return torch.arange(0, device="cpu"), torch.arange(n, device="cpu")
         held = round(self.validation * n)
         if not 0 < held < n:
             raise ValueError(f"validation = {self.validation} of {n} images leaves none to hold out, or to train on")
-        drawn = torch.randperm(n, generator=generator)
+        drawn = torch.randperm(n, generator=generator, device=generator.device)
         return drawn[:held].sort().values, drawn[held:].sort().values
 
     def batch_sizes(self, n: int) -> list[int]:
         """Sizes of the batches of an epoch of n images."""
-        sizes = [len(part) for part in torch.split(torch.empty(n), self.batch_size)]
+        sizes = [min(self.batch_size, n - start) for start in range(0, n, self.batch_size)]
         return sizes[:-1] if len(sizes) > 1 and sizes[-1] == 1 else sizes
 
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -17,7 +17,8 @@ class Result:
             ``validation_accuracy`` and ``test_accuracy``, of all such images, where there are any; ``train_l1``,
             ``train_l2``, ``test_l1``, ``test_l2``: mean norms of the input gradients of the cross-entropy, per pixel
             unit, over fixed subsets. Evaluated at the end of the epoch, in eval mode; on train and test images, of the
-            epochs that ``eval_every`` chooses.
+            epochs that ``eval_every`` chooses. With ``stop_accuracy``, ``train_accuracy`` is that of all images trained
+            on, after every epoch.
         best_epoch: the first epoch of best validation accuracy, or None without validation images.
         stopped_early: whether training ended before the recipe's last epoch.
     """

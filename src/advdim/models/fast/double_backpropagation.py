@@ -21,9 +21,12 @@ from . import switch
 _aten = torch.ops.aten
 
 
-def double_backward() -> DoubleBackward | PlainDoubleBackward:
-    """Layers that can be differentiated twice in less time, as a context for the pass forward; see its ``gradient``."""
-    return DoubleBackward() if switch.enabled() else PlainDoubleBackward()
+def double_backward(device: torch.device) -> DoubleBackward | PlainDoubleBackward:
+    """Layers that can be differentiated twice in less time, as a context for the pass forward; see its ``gradient``.
+
+    They are for CPUs; on another device, PyTorch's own.
+    """
+    return DoubleBackward() if switch.enabled() and device.type == "cpu" else PlainDoubleBackward()
 
 
 class PlainDoubleBackward(nullcontext[None]):
@@ -36,7 +39,7 @@ class PlainDoubleBackward(nullcontext[None]):
 
 
 class DoubleBackward(TorchFunctionMode):
-    """In this context, on a CPU, layers compute as they always do, but can be differentiated twice in less time.
+    """In this context, on a CPU alone, layers compute as they always do, but can be differentiated twice in less time.
 
     They are convolutions, batch-norms in train mode and padding by reflection. The first time is for :meth:`gradient`.
     """

@@ -22,7 +22,7 @@ def at_rest(model: nn.Module) -> Iterator[nn.Module]:
     if not switch.enabled():
         yield model
         return
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     try:
         for p in parameters:
             p.requires_grad_(False)
