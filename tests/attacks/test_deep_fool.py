@@ -1,6 +1,7 @@
 """DeepFool against the distances to the boundaries of linear models, and the choices that its libraries differ in."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers.nets import batch, relu_net
 from torch import nn
 
 from advdim import attacks, measure, models, norms
+from advdim.models import fast
 
 INF = math.inf
 NORMS = (2, INF)
@@ -111,6 +113,20 @@ def test_an_image_is_across_the_boundary_by_more_than_rounding():
     own = after.gather(1, before[:, None])[:, 0]
     lead = after.scatter(1, before[:, None], -math.inf).amax(1) - own
     assert (lead > 8 * torch.finfo(torch.float32).eps * own.abs()).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 50])
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_callers_own_model_agrees_that_the_class_has_changed(quick, batch_size):
+    """Whatever rounds inside the attack (merged layers, the batch), without any overshoot to cover for it."""
+    net = models.build("conv_strided", (2, 6, 6), 4, width=6, depth=2, init="torch", batch_norm=True)
+    x = batch(50)[0].float()
+    models.calibrate_batch_norm(net, x)
+    with nullcontext() if quick else fast.disable():
+        attacked = attacks.deepfool(net, x, overshoot=0.0, batch_size=batch_size)
+    with torch.no_grad():
+        for calls in (lambda images: net(images), lambda images: torch.cat([net(one[None]) for one in images])):
+            assert (calls(attacked).argmax(1) != calls(x).argmax(1)).all()
 
 
 def test_where_no_gradient_leads_to_another_class_the_image_stays():

@@ -41,7 +41,7 @@ def series(points: Iterable[dict[str, Any]]) -> list[Series]:
     """The series of a record's points, networks in the order of their names.
 
     Args:
-        points: of the experiment ``initialisation``, as :func:`advdim.experiments.recorded` returns them.
+        points: of the experiment ``initialisation``, as :func:`advdim.analysis.recorded` returns them.
 
     Raises:
         ValueError: if two points are of one network at one size.
@@ -65,7 +65,7 @@ def runs(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row per training run, in the order of data set, size, method, strength and seed.
 
     Args:
-        points: of an experiment on trained networks, as :func:`advdim.experiments.recorded` returns them.
+        points: of an experiment on trained networks, as :func:`advdim.analysis.recorded` returns them.
 
     Returns:
         Columns ``data``, ``size``, ``resize``, ``d`` (input dimension), ``network``, ``method``, ``strength``,
