@@ -25,6 +25,12 @@ UNUSED = ("**/*.map", "**/*.ttf", "locales", "scripts/fontawesome.js", "scripts/
 #: What a link can show of the place it leads to.
 PREVIEWED = "div.proof[id], div.math[id], figure[id], div.citation[id], dl.glossary dt[id]"
 
+#: What the themes and docutils say to screen readers, and what they should.
+ROLES = (
+    ('<summary><span class="toctree-toggle"', '<summary aria-label="pages of this part"><span class="toctree-toggle"'),
+    ('role="doc-biblioentry"', 'role="listitem"'),  # the former is deprecated, and no child of a list
+)
+
 PICTURE = "_static/law.png"
 
 
@@ -101,10 +107,12 @@ def _write_sitemap(outdir: Path) -> None:
 
 
 def _tidy_pages(outdir: Path) -> None:
-    """Icons are drawn by the theme's fonts alone, less its script of 1.5 MB that draws them a second time."""
+    """Icons come from the theme's fonts alone, not from its script of 1.5 MB too; and :data:`ROLES` is applied."""
     for page in pages(outdir):
         text = page.read_text(encoding="utf-8")
         shorter = re.sub(r"\s*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?", "", text)
+        for stated, meant in ROLES:
+            shorter = shorter.replace(stated, meant)
         page.write_text(shorter, encoding="utf-8")
 
 
