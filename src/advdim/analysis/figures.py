@@ -81,7 +81,7 @@ def size_axis(ax: Any, sides: Iterable[int], which: str = "x") -> None:
     from matplotlib import ticker
 
     shown = sorted(set(sides))
-    ax.set(**{f"{which}scale": "log", f"{which}label": "side of the image, pixels"})
+    ax.set(**{f"{which}scale": "log", f"{which}label": "image size (px)"})
     axis = getattr(ax, f"{which}axis")
     axis.set_minor_locator(ticker.NullLocator())
     axis.set_ticks(shown, [f"{side:g}" for side in shown])
@@ -139,16 +139,16 @@ def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True
     ax.set(xlabel=x, ylabel=y)
 
 
-def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True, pixels: bool = False) -> None:
+def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True) -> None:
     """Draw what training runs measured against the square root of the input dimension, on logarithmic axes.
 
     Args:
         ax: the axes to draw on.
-        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it.
+        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it; if there is a column
+            ``size``, the axis is labelled by it, in pixels.
         y: the column on the vertical axis: its mean over runs, and a bar over their range.
         by: the column that tells the lines apart, in the order of first appearance.
-        guide: whether to draw a dashed line of slope 1, the square-root law, from the first line's first mean.
-        pixels: whether the ticks are the images' sides, from the column ``size``, rather than square roots of ``d``.
+        guide: whether to draw a dashed line of slope 1, the square-root law, from each line's first mean.
     """
     import numpy as np
     import seaborn as sns
@@ -157,17 +157,17 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
     for place, (name, own) in enumerate(table.groupby(by, sort=False)):
         found = own.groupby("d")[y].agg(["mean", "min", "max"])
         side, means = np.sqrt(found.index), found["mean"]
-        if guide and place == 0:
+        if guide:  # one entry in the legend for all
             law = means.iloc[0] * side / side[0]
-            ax.plot(side, law, "k--", linewidth=1, label=r"$\propto \sqrt{d}$")
+            colour, label = ("k", r"$\propto \sqrt{d}$") if place == 0 else (palette[place], "_")
+            ax.plot(side, law, "--", color=colour, linewidth=1, label=label, zorder=1)
         bars = np.stack([means - found["min"], found["max"] - means])
         look = {"color": palette[place], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
         ax.errorbar(side, means, bars, label=str(name), linewidth=1.5, **look)
     log_axes(ax)
-    ticks = table.drop_duplicates("d").sort_values("d")
-    shown = ticks["size"] if pixels else np.sqrt(ticks["d"])
-    ax.set_xticks(np.sqrt(ticks["d"]), [f"{value:.0f}" for value in shown])
-    ax.set(xlabel="side of the image, pixels" if pixels else r"$\sqrt{d}$", ylabel=y)
+    pixels = table.groupby("d")["size"].first() if "size" in table else np.sqrt(table.groupby("d")["d"].first())
+    ax.set_xticks(np.sqrt(pixels.index), [f"{side:.0f}" for side in pixels])
+    ax.set(xlabel="image size (px)" if "size" in table else r"$\sqrt{d}$", ylabel=y)
 
 
 def log_axes(ax: Any, which: str = "xy") -> None:

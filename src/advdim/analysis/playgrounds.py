@@ -57,8 +57,9 @@ def paths() -> Html:
                 f'text-anchor="middle">{words}</text>'
             )
     label = (
-        "A network of four pixels, three and three neurons and one output. The paths from the first pixel through open "
-        "gates are lit, positive weights in one colour and negative ones in another; shut neurons are dashed."
+        "A network of four pixels, three and three neurons and one output. The paths from the first pixel through "
+        "open gates are lit, positive weights in one colour and negative ones in another; neurons with shut gates are "
+        "dashed."
     )
     still = SVG.format(720, 300, "".join(drawn))
     return figure("paths", {"weights": WEIGHTS, "image": IMAGE}, still, label=label, ident="fig-play-paths")
