@@ -18,7 +18,7 @@ test rerun bench gpu: export MALLOC_TRIM_THRESHOLD_ = 8589934592
 # The libraries that only the benchmark needs lie beside the environment, not in it.
 BENCH := .bench
 
-.PHONY: help book test test-lowest test-newest mutate bench gpu rerun lint format lock clean
+.PHONY: help book pdf colab-check test test-lowest test-newest mutate bench gpu rerun lint format lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -34,6 +34,12 @@ $(STAMP): requirements.txt
 book: $(STAMP) ## build the site, every warning an error
 	$(BIN)/jupyter-book build book --all --warningiserror --nitpick --keep-going --quiet
 	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+pdf: $(STAMP) ## print the whole book into _build/html/advdim.pdf, by Chromium
+	$(BIN)/python tools/topdf.py
+
+colab-check: $(STAMP) ## run every chapter as Colab would, alone in an empty folder (ARGS="-k 02" for one)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/book/test_colab.py $(ARGS)
 
 test: $(STAMP) ## run the tests, and every chapter against its stored outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -12,7 +12,7 @@ const figure = (root, live, data) => {
   const all = svg("svg", { viewBox: "0 0 330 330", role: "group", "aria-label": "measured against predicted exponents" });
   const one = svg("svg", { viewBox: "0 0 400 330", role: "img", "aria-label": "gradient norm against the side of the image" });
   const note = el("p", { class: "note", "aria-live": "polite" });
-  const pick = el("select", { onchange: () => { now.network = +pick.value; draw(); }, style: "max-width:100%" });
+  const pick = el("select", { onchange: () => { now.network = +pick.value; draw(); } });
   const filters = [["init", "initialisation"], ["padding", "padding"], ["readout", "readout"]].map(([key, words]) => {
     const box = el("select", { onchange: () => { fill(); draw(); } });
     return { key, box, row: el("label", { class: "range" }, words, box) };
