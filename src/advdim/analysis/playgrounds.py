@@ -57,8 +57,9 @@ def paths() -> Html:
                 f'text-anchor="middle">{words}</text>'
             )
     label = (
-        "A network of four pixels, three and three neurons and one output. The paths from the first pixel through open "
-        "gates are lit, positive weights in one colour and negative ones in another; neurons with shut gates are dashed."
+        "A network of four pixels, three and three neurons and one output. The paths from the first pixel through "
+        "open gates are lit, positive weights in one colour and negative ones in another; neurons with shut gates are "
+        "dashed."
     )
     still = SVG.format(720, 300, "".join(drawn))
     return figure("paths", {"weights": WEIGHTS, "image": IMAGE}, still, label=label, ident="fig-play-paths")
@@ -124,7 +125,9 @@ def exponents(records: dict[str, Iterable[Series]]) -> Html:
         for net in networks:
             x, y = (np.polyfit(np.log(found[0].d), np.log(net[key]), 1)[0] for key in ("walk", "l1"))
             shape = "var(--cool)" if place == 0 else "var(--hot)"
-            dots.append(f'<circle cx="{74 + 340 * x:.1f}" cy="{256 - 340 * y:.1f}" r="5" fill="{shape}" opacity="0.8"/>')
+            dots.append(
+                f'<circle cx="{74 + 340 * x:.1f}" cy="{256 - 340 * y:.1f}" r="5" fill="{shape}" opacity="0.8"/>'
+            )
     axes = "".join(
         f'<line x1="40" x2="320" y1="{256 - 340 * v}" y2="{256 - 340 * v}" stroke="var(--faint)"/>'
         f'<text x="34" y="{260 - 340 * v}" text-anchor="end">{v}</text>'
