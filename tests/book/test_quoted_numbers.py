@@ -26,16 +26,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import repository
 
 BOOK = Path(__file__).parents[2] / "book"
-#: Chapters that keep the rule. The others follow as their text is revised.
-COVERED = (
-    "01_preface",
-    "07_first_order_cifar10",
-    "08_dimension_after_training",
-    "09_natural_images",
-    "appendix_cluster",
+#: Chapters that do not keep the rule yet; to be taken out of the list as their text is revised.
+NOT_YET = (
+    "02_attacks_to_gradients",
+    "03_one_neuron",
+    "04_counting_paths",
+    "05_law_at_initialisation",
+    "06_new_old_regulariser",
 )
+CHAPTERS = [
+    pytest.param(path.stem, marks=[pytest.mark.xfail(reason="not revised yet")] if path.stem in NOT_YET else [])
+    for path in repository.chapters(BOOK.parent)
+]
 MOST_LISTED = 30  # numbers in the comments of a chapter
 WHOLE = re.compile(r"^#{1,3} .*\b(In short|What the paper says|What is claimed|Exercises|What is open)\b", re.M | re.I)
 
@@ -266,7 +271,7 @@ def chapter(name: str) -> nbformat.NotebookNode:
     return nbformat.read(BOOK / f"{name}.ipynb", as_version=4)
 
 
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_quoted_numbers_are_printed_or_asserted(name: str) -> None:
     wrong = unsupported(chapter(name))
     assert not wrong, f"{len(wrong)} numbers:\n" + "\n".join(wrong)
