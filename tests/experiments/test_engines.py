@@ -22,6 +22,8 @@ from advdim.experiments.spec import AfterTraining, Images
 from advdim.models import Network
 from advdim.train import Recipe
 
+pytestmark = pytest.mark.process
+
 CPU = torch.device("cpu")
 
 

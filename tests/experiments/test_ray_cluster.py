@@ -16,6 +16,8 @@ from advdim.cli import main
 from advdim.experiments import locks, runner, store
 from advdim.experiments.engines.ray_cluster import ray_cluster
 
+pytestmark = pytest.mark.process
+
 CPU = torch.device("cpu")
 
 

@@ -180,6 +180,7 @@ run(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.process
 def test_kill_9_in_the_middle_of_writing(tmp_path, measured):
     """The worst moment: the third result is in its temporary file, and not yet in place."""
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parents[1])]
