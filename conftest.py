@@ -81,6 +81,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.suffix == ".ipynb" and collection_path.parent != config.rootpath / "book" else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks a chapter's cells, whose kernel is a process, and leaves out what is slow unless -m names it.
+
+    Not by -m in pyproject.toml, which a -m of the command line would replace.
+    """
+    for item in items:
+        if hasattr(item, "cell"):
+            item.add_marker("process")
+    if "slow" not in config.getoption("markexpr"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuses a cell that was never run, which nbval would pass."""
     if hasattr(item, "cell") and item.cell.execution_count is None:

@@ -113,6 +113,7 @@ def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
+@pytest.mark.process
 def test_importing_costs_little_beyond_torch() -> None:
     script = """
 import json, sys, time

@@ -20,6 +20,8 @@ import repository
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 COLAB = [
     "torch",

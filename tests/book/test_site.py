@@ -14,6 +14,8 @@ from urllib.parse import unquote, urldefrag
 import pytest
 import repository
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 WIDTHS = (1280, 1440, 390, 320)
 DESK = 1280  # pixels, from which on nothing scrolls but long code

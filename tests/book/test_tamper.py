@@ -21,6 +21,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from test_notebooks import complaints
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 CHAPTER = Path("book") / "01_tiny.ipynb"
 MODULE = "def root(d):\n    return d**0.5\n"

@@ -13,6 +13,8 @@ from advdim.cli import main
 from advdim.experiments import cost, grids, locks, runner, spec, store
 from advdim.experiments.engines import executor
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ def faults(how, **environment):
     return json.loads(run.stdout)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere nothing is set")
 def test_large_tensors_find_their_memory_there():
     agreed, kept = faults("keep")

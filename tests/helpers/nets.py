@@ -1,5 +1,7 @@
 """Images and small networks in float64 for the tests of measuring."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -50,6 +52,7 @@ def linear_net(classes=4):
     return models.build("mlp", (2, 6, 6), classes, depth=1).double()
 
 
+@functools.cache
 def trained(seed=0):
     """A small net, trained to tell random images apart, so that its loss is curved; its images and labels."""
     net, (x, y) = relu_net(), batch(40, seed=seed)

@@ -104,6 +104,7 @@ train.fit(net, *data.load("digits", n=120), recipe, checkpoint=sys.argv[1], chec
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is a Unix signal")
 @pytest.mark.parametrize("every", [1, 1000])
 def test_a_killed_process_resumes_bit_for_bit(digits, tmp_path, every):

@@ -231,13 +231,32 @@ def test_a_rate_far_too_large_is_divergence_whatever_the_method(digits, method):
         fit(mlp(), digits, Recipe(method, STRENGTHS[method], epochs=3, lr=1e35))
 
 
-def test_an_error_that_is_no_divergence_stays_itself(digits, monkeypatch):
-    def refuse(*_):
-        raise ValueError("something else")
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize(("epoch", "batch"), [(0, 0), (0, 2), (1, 1)])
+def test_a_gradient_not_finite_inside_an_attack_is_divergence_in_its_batch(digits, epoch, batch, every, tmp_path):
+    net, first = mlp(), 8 * (3 * epoch + batch) + 4  # the fifth of a batch's eight passes
+    passes = iter(range(10**6))
+    net.register_forward_hook(lambda m, _, out: out * math.nan if m.training and next(passes) == first else None)
+    with pytest.raises(train.DivergenceError) as e:
+        fit(
+            net,
+            digits,
+            Recipe("pgd-linf", 0.05, epochs=3, batch_size=100),
+            checkpoint=tmp_path / "run.pt",
+            checkpoint_every=every,
+        )
+    assert (e.value.epoch, e.value.batch, len(e.value.history)) == (epoch, batch, epoch)
 
-    monkeypatch.setitem(objectives.METHODS, "none", refuse)
-    with pytest.raises(ValueError, match="something else") as e:
-        fit(mlp(), digits, Recipe(epochs=1))
+
+@pytest.mark.parametrize("method", ["none", "pgd-linf"])
+def test_an_error_of_the_model_is_no_divergence(digits, method):
+    def refuse(*_):
+        raise ValueError("the loss has a gradient with 3 NaN or infinite values")
+
+    net = mlp()
+    net.register_forward_hook(refuse)
+    with pytest.raises(ValueError, match="3 NaN") as e:
+        fit(net, digits, Recipe(method, STRENGTHS[method], epochs=1))
     assert not isinstance(e.value, train.DivergenceError)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -172,6 +173,21 @@ def test_pgd_training_starts_at_random_within_the_ball_and_steps_as_the_paper_do
     inside = moved[1] < STRENGTH * (1 - 1e-9)
     assert inside.double().mean() > 0.5
     torch.testing.assert_close(first[inside], torch.full_like(first[inside], STRENGTH / 5.25), rtol=1e-9, atol=0)
+
+
+def test_pgd_training_warns_of_nothing_and_silences_nothing():
+    """In train mode an attack of the package would warn; one that is meant does not, and a model's own words pass."""
+    net, (x, y) = tiny(batch_norm=True).train(), batch(6, classes=3)
+    words = "BatchNorm2d '1' is in train mode: the gradients are not each example's own; call model.eval() first"
+    for hook, expected in ((None, []), (lambda *_: warnings.warn(words, stacklevel=1), [words] * 8)):
+        if hook:
+            net.register_forward_pre_hook(hook)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            filters = list(warnings.filters)
+            objectives.pgd_training(net, x, y, strength=0.01, generator=seeded())
+            assert warnings.filters == filters
+        assert [str(w.message) for w in seen] == expected
 
 
 # Gradients in the parameters, against finite differences
