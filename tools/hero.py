@@ -159,5 +159,5 @@ def page(found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(compute()), encoding="utf-8")
+    PAGE.write_text(page(interactive.rounded(compute())), encoding="utf-8")
     print(f"{PAGE.name}: {PAGE.stat().st_size} bytes")

@@ -222,6 +222,7 @@
       planned = true;
       requestAnimationFrame(() => { planned = false; width = article.clientWidth; fit(); });
     }).observe(article);
+    document.addEventListener("book-fit", fit); // from who prints the page
     document.addEventListener("toggle", fit, true);
     document.addEventListener("click", () => setTimeout(fit, 50)); // folds that are not details
   });

@@ -119,6 +119,10 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+#: Rules of WCAG 2.1, levels A and AA.
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+
+
 @dataclass
 class Visit:
     """What happened while a page was open, and what its scripts say of it at each width."""
@@ -221,6 +225,76 @@ def test_figures_load_and_are_not_dimmed_in_dark_mode(visits: dict[tuple[str, st
     assert {seen.state["theme"] for (_, mode), seen in visits.items() if mode == "dark"} == {"dark"}
     assert found(visits, lambda seen: seen.state["unloaded"]) == {}
     assert found(visits, lambda seen: seen.state["dimmed"]) == {}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("mode", SCHEMES)
+@pytest.mark.parametrize("name", ["index", "01_preface", "02_attacks_to_gradients", "notation", "bibliography"])
+def test_axe_finds_nothing(site: Path, chromium: Any, name: str, mode: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = chromium.new_page(viewport={"width": DESK, "height": 900}, color_scheme=mode)
+    page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+    page.evaluate("async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise; }")
+    found = Axe().run(page, options=AXE).response["violations"]
+    page.close()
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found] == []
+
+
+@pytest.mark.browser
+def test_the_figure_of_the_landing_page_answers_the_keyboard_and_stands_still_in_print(
+    site: Path, chromium: Any
+) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "index.html").as_uri(), wait_until="load")
+    note = page.locator("#fig-one-grey-level .note")
+    before = note.inner_text()
+    page.locator("#fig-one-grey-level input[type=range]").focus()
+    page.keyboard.press("End")
+    assert note.inner_text() != before
+    assert page.locator("#fig-one-grey-level .static").is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#fig-one-grey-level .static").is_visible()
+    assert page.locator("#fig-one-grey-level .live").is_hidden()
+    page.close()
+
+
+@pytest.mark.browser
+def test_links_show_what_they_lead_to_on_this_page_and_on_another(site: Path, chromium: Any) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "01_preface.html").as_uri(), wait_until="load")
+    page.locator("article a[href*='def-vulnerability']").first.hover()
+    shown = page.locator("#book-preview")
+    shown.wait_for(state="visible")
+    assert "Definition" in shown.inner_text()
+    assert shown.locator("mjx-container").count() > 0
+    page.keyboard.press("Escape")
+    assert shown.is_hidden()
+    page.close()
+
+
+@pytest.mark.browser
+def test_proofs_fold_and_stand_open_in_print(site: Path, chromium: Any) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "02_attacks_to_gradients.html").as_uri(), wait_until="load")
+    words = page.locator("div.proof.fold p").first
+    assert words.is_visible()
+    page.locator(".proof-bar button").first.click()
+    assert words.is_hidden()
+    page.emulate_media(media="print")
+    assert words.is_visible()
+    page.close()
+
+
+def test_the_site_is_light_and_says_what_it_is(site: Path) -> None:
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) <= 12e6
+    assert list(site.rglob("*.map")) == []
+    head = (site / "index.html").read_text(encoding="utf-8").split("</head>")[0]
+    for name in ("description", "og:title", "og:image", "citation_title", "citation_author"):
+        assert f'"{name}" content="' in head, name
+    for page in pages(site):
+        if page.name != "search.html":
+            assert page.relative_to(site).as_posix().replace("index.html", "") in (site / "sitemap.xml").read_text()
 
 
 class Links(HTMLParser):

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from ..audit import command as audit
-from . import data_sets, experiments
+from . import audit, data_sets, experiments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,8 +58,9 @@ def _quick(layer: nn.Module) -> nn.Module:
         return layer
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     device = layer.weight.device.type
-    # Autocast would cast parameters that rest anew in each pass.
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    # Autocast would cast parameters that rest anew in each pass. The meta device, which counts costs, has none.
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if casts else torch.float32
     on_cpu = device == "cpu" and isinstance(layer, nn.Conv2d)
     layout = torch.channels_last if on_cpu else torch.preserve_format
     if dtype != torch.float32 or (on_cpu and not layer.weight.is_contiguous(memory_format=layout)):

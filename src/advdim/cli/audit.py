@@ -50,11 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Audit; 0 done, 2 refused (one line on stderr says why and names the cure), 130 interrupted."""
     import torch
 
+    from ..audit import Refusal, audit
+    from ..audit.report import as_json, write
+    from ..audit.specs import factory
     from ..train import Recipe
-    from .adapt import Refusal
-    from .api import audit
-    from .report import as_json, write
-    from .specs import factory
 
     try:
         found = audit(
