@@ -298,7 +298,7 @@ def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name,
             os.killpg(process.pid, number)  # as Ctrl-C does
         else:
             process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
         _, alive = psutil.wait_procs(processes, timeout=30)
         assert alive == []
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
@@ -311,7 +311,7 @@ def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name,
     done = (points / f"{KEYS[0]}.json").read_bytes()
     plan(points)
     with command_line(points, *ENGINES[name]) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.endswith("3 done, 0 failed, 0 running, 0 to do\n")
     assert (points / f"{KEYS[0]}.json").read_bytes() == done
@@ -327,7 +327,7 @@ def test_two_runners_share_the_points(points):
         with command_line(points, *ENGINES["processes"]) as two:
             eventually(lambda: states(points)[2] == "done")
             (points / "go").touch()
-            outputs = [process.communicate(timeout=120)[0] for process in (one, two)]
+            outputs = [process.communicate(timeout=300)[0] for process in (one, two)]
     assert (one.returncode, two.returncode) == (0, 0), outputs
     assert sorted(log(points)) == sorted((f"w{w}", what) for w in (8, 9, 10) for what in ("begun", "done"))
     for output in outputs:
@@ -343,7 +343,7 @@ def test_what_another_runner_failed_at_is_not_tried_twice(points):
         with command_line(points) as two:
             eventually(lambda: states(points)[1:] == ["failed", "done"])
             (points / "go").touch()
-            outputs = [process.communicate(timeout=120)[0] for process in (one, two)]
+            outputs = [process.communicate(timeout=300)[0] for process in (one, two)]
     assert [entry for entry in log(points) if entry[0] == "w9"] == [("w9", "begun")]
     assert (one.returncode, two.returncode) == (1, 1), outputs
     assert [output.count("l1 = nan for w9") for output in outputs] == [2, 2]  # in its line, and in the end
@@ -358,7 +358,7 @@ def test_a_runner_takes_over_from_one_that_is_killed(points):
             assert two.poll() is None  # it waits for the first point
             assert states(points)[0] == "to do"
             one.kill()
-            output, _ = two.communicate(timeout=120)
+            output, _ = two.communicate(timeout=300)
     assert two.returncode == 0, output
     assert states(points) == ["done"] * 3
     assert log(points)[-2:] == [("w8", "resumed"), ("w8", "done")]

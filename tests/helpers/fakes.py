@@ -127,7 +127,7 @@ def family(process):
         return []
 
 
-def eventually(condition, seconds=120):
+def eventually(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
