@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(m.key for m in chosen))
         return 0
     # Loaded once, before every fork: most of the time of a test would be the import of torch.
-    for library in ("torch", "scipy.stats", "sklearn.isotonic", "hypothesis", "pandas", "pytest"):
+    for library in ("torch", "scipy.stats", "sklearn.isotonic", "pandas", "pytest"):
         importlib.import_module(library)
     listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["equivalent"]
     return 0 if campaign(chosen, listed) else 1

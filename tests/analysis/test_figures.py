@@ -93,6 +93,13 @@ def test_by_size_draws_means_ranges_and_the_square_root_law(ax):
     assert [cap.get_ydata()[0] for cap in ends[0]] == pytest.approx([16 * 0.9, 16 * 1.1])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["8", "16", "32"]
+    guides = [line.get_ydata() for line in ax.lines if line.get_linestyle() == "--"]
+    assert len(guides) == 2
+    assert guides[1] == pytest.approx(8**0.5 * np.array([1, 2, 4]))
+    ax.clear()
+    figures.by_size(ax, pd.DataFrame(rows).assign(size=[row["d"] ** 0.5 * 4 for row in rows]), "l1", "net")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["32", "64", "128"]
+    assert ax.get_xlabel() == "image size (px)"
     ax.clear()
     figures.by_size(ax, pd.DataFrame(rows), "l1", "net", guide=False)
     assert ax.get_legend_handles_labels()[1] == ["second", "first"]

@@ -132,8 +132,8 @@ BUGS = {
     ),
     "a radius on the CPU": (
         perturbation,
-        "torch.as_tensor(value, dtype=x.dtype, device=x.device)",
-        "torch.as_tensor(value, dtype=x.dtype)",
+        "as_column(values.expand(len(x)).to(x.device))",
+        "as_column(values.expand(len(x)))",
         attack_agrees("attacks.pgd 2"),
     ),
     "ranks of the projection on the CPU": (

@@ -43,6 +43,7 @@ def judged(g):
 CASES = {
     "models.Net": lambda g: g.net(g.x),
     "models.Normalise": lambda g: ad.models.Normalise(torch.tensor([0.1, 0.2, 0.3]), torch.ones(3)).to(g.x)(g.x),
+    "models.Residual": lambda g: ad.models.Residual(torch.nn.Tanh(), scale=0.5)(g.x),
     "models.calibrate_batch_norm": calibrated,
     "models.initialise.weight_total": lambda g: [
         ad.models.initialise.weight_total(m) for m in ad.models.initialise.weight_layers(g.net)
@@ -56,6 +57,7 @@ CASES = {
     **{f"norms.steepest {p}": lambda g, p=p: ad.norms.steepest(g.x - 0.5, p) for p in (1, 1.5, 2, INF)},
     **{f"norms.project {p}": lambda g, p=p: ad.norms.project(g.x - 0.5, p, 0.3) for p in (1, 2, INF)},
     "norms.project, radii": lambda g: ad.norms.project(g.x - 0.5, 1, g.x.flatten(1).mean(1)),
+    "norms.towards_zero": lambda g: ad.norms.towards_zero(g.x.double() / 3, torch.float32),
     "data.resize copy": lambda g: ad.data.resize(g.x, 32),
     "data.resize bilinear": lambda g: ad.data.resize(g.x, 20, "bilinear"),
     "data.resize area": lambda g: ad.data.resize(g.x, 5, "area"),
@@ -64,6 +66,7 @@ CASES = {
     "measure.losses": lambda g: ad.measure.losses(g.net, g.x, g.y),
     "measure.cross_entropy": lambda g: ad.measure.cross_entropy(g.x[:, 0, 0], g.y),
     "measure.logit": lambda g: ad.measure.logit(g.x[:, 0, 0], g.y),
+    "measure.predictions": lambda g: ad.measure.predictions(g.net(g.x)),
     "measure.zero_one": lambda g: ad.measure.zero_one(g.x[:, 0, 0], g.y),
     "measure.input_gradients": lambda g: ad.measure.input_gradients(g.net, g.x, g.y, batch_size=4),
     "measure.input_gradients in float64": lambda g: ad.measure.input_gradients(g.net, g.x, g.y, dtype=torch.float64),

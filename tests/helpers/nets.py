@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from advdim import models
 
@@ -39,3 +40,23 @@ class Bomb(nn.Module):
         if self.left < 0:
             raise RuntimeError("boom")
         return x
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear_net(classes=4):
+    return models.build("mlp", (2, 6, 6), classes, depth=1).double()
+
+
+def trained(seed=0):
+    """A small net, trained to tell random images apart, so that its loss is curved; its images and labels."""
+    net, (x, y) = relu_net(), batch(40, seed=seed)
+    optimiser = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    net.zero_grad(set_to_none=True)
+    return net, x, y

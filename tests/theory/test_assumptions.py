@@ -1,6 +1,7 @@
 """Which of the theorem's assumptions a network meets, and what is refused."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -166,9 +167,7 @@ def test_symmetry_says_how_much_of_the_l_1_norm_is_missing():
     [
         ([nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2)], "Sigmoid"),
         ([nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)], "LayerNorm"),
-        ([nn.Sequential(nn.Flatten(), nn.Linear(16, 2))], "Sequential"),
         ([nn.Flatten()], "no weights"),
-        ([nn.MaxPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)], "ceil_mode"),
     ],
@@ -251,7 +250,22 @@ def test_gelu_is_no_relu():
     assert "GELU is no ReLU" in str(theory.check_assumptions(net, (1, 8, 8)))
 
 
-def test_networks_that_are_no_sequence_or_have_no_shape_are_refused():
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "Sequential"),
+        (nn.MaxPool2d(3, 2, padding=1), "padding"),
+        (nn.Linear(3, 2), "Linear"),
+    ],
+)
+def test_assumptions_of_networks_that_are_no_plain_sequence_are_refused(layer, match):
+    """Their path sums are known, but (H1) to (H5) are judged for sequences only."""
+    net = layer if isinstance(layer, nn.Linear) else nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(TypeError, match=match):
+        theory.check_assumptions(net, (1, 4, 4))
+
+
+def test_networks_that_have_no_shape_are_refused():
     with pytest.raises(TypeError, match="Linear"):
         theory.path_second_moment(nn.Linear(3, 2), (1, 1, 3))
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -270,3 +284,22 @@ def test_only_padding_that_adds_zeros_lowers_the_in_degree(padding, status):
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=padding), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 2))
     initialise.he_(net, torch.Generator().manual_seed(0))
     assert theory.check_assumptions(net, image_shape=(1, 8, 8))["H3"].status == status
+
+
+@pytest.mark.parametrize(("init", "ratio", "layers"), [("torch", 1 / 6, "1, 2, 3"), ("he_unit", 0.5, "3")])
+def test_the_ratio_of_variances_is_printed(init, ratio, layers):
+    """Uniform weights in +-1 / sqrt(n) have variance 1 / (3 n), a sixth of He's; a readout of unit gain has half."""
+    net = models.build("mlp", (1, 16, 16), 40, init=init, width=200)
+    why = theory.check_assumptions(net)["H3"].why
+    said = re.search(r"the variance is (\S+) times 2 / in-degree in weight layer (.*)$", why)
+    assert float(said[1]) == pytest.approx(ratio, rel=0.04)
+    assert said[2] == layers
+
+
+def test_pooling_windows_within_the_image_are_taken_and_others_refused():
+    layers = lambda **options: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2, **options), nn.Flatten())  # noqa: E731
+    for inside in ({}, {"padding": 0}, {"padding": (0, 0)}):
+        theory.path_second_moment(nn.Sequential(*layers(**inside), nn.Linear(18, 2)), (1, 8, 8))
+    for over in ({"padding": 1}, {"padding": (1, 0)}, {"padding": (0, 1)}, {"padding": (1, 1)}, {"ceil_mode": True}):
+        with pytest.raises(TypeError, match="over the border"):
+            theory.path_second_moment(nn.Sequential(*layers(**over), nn.Linear(18, 2)), (1, 8, 8))

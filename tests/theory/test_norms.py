@@ -5,27 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.strategies import EXPONENTS, dot, draw, exact, exponents, matrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy import optimize
 
 from advdim import norms
 
 INF = math.inf
-EXPONENTS = (1, 1.01, 1.25, 1.5, 2, 3, 4, 10, 100, INF)
-exact = settings(derandomize=True, deadline=None, max_examples=60)
-values = st.floats(-10, 10).filter(lambda v: v == 0 or abs(v) > 1e-6)
-exponents = st.one_of(st.sampled_from(EXPONENTS), st.floats(1.001, 50))
-matrices = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=values)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def dot(a, b):
-    return (a * b).flatten(1).sum(1)
 
 
 # Dual exponents
@@ -115,39 +102,10 @@ def test_float32_loses_nothing_on_200_000_pixels(p, tail, seed):
 # Steepest directions: Hoelder's inequality with equality
 
 
-@exact
-@given(matrices, exponents)
-def test_steepest_attains_the_dual_norm_with_unit_length(g, p):
-    g = torch.from_numpy(g)
-    direction = norms.steepest(g, p)
-    torch.testing.assert_close(dot(g, direction), norms.norm(g, norms.dual(p)), rtol=1e-11, atol=0)
-    vanishing = (g == 0).all(1)
-    torch.testing.assert_close(norms.norm(direction, p), (~vanishing).double(), rtol=1e-11, atol=0)
-    assert not direction[vanishing].any()
-
-
-@exact
-@given(matrices, exponents, st.integers(0, 9))
-def test_no_other_direction_does_better(g, p, seed):
-    g = torch.from_numpy(g)
-    other = draw(*g.shape, seed=seed)
-    other = other / norms.norm(other, p)[:, None]
-    assert (dot(g, other) <= dot(g, norms.steepest(g, p)) * (1 + 1e-11) + 1e-11).all()
-
-
 def test_steepest_of_a_tie_at_p_1_is_one_pixel():
     g = torch.tensor([[1.0, -3.0, 3.0, 3.0], [0.0, 0.0, -2.0, 2.0]], dtype=torch.float64)
     expected = torch.tensor([[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]], dtype=torch.float64)
     assert torch.equal(norms.steepest(g, 1), expected)
-
-
-def test_steepest_has_the_explicit_forms_of_lemma_2():
-    g = draw(3, 2, 3, 3)
-    assert torch.equal(norms.steepest(g, INF), g.sign())
-    torch.testing.assert_close(norms.steepest(g, 2), g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1), rtol=1e-14, atol=0)
-    cubic = g.sign() * g.abs() ** 0.5  # p = 3, q = 3/2
-    cubic = cubic / (cubic.abs() ** 3).flatten(1).sum(1).view(-1, 1, 1, 1) ** (1 / 3)
-    torch.testing.assert_close(norms.steepest(g, 3), cubic, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("p", EXPONENTS)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from helpers.training import fit
 
 from advdim import data, models, train
 from advdim.train import Recipe, checkpoint
@@ -31,10 +32,6 @@ def digits():
 
 def conv(**options):
     return models.build("conv_strided", (1, 8, 8), **({"depth": 2, "width": 6, "batch_norm": True} | options))
-
-
-def fit(model, digits, recipe, **options):
-    return train.fit(model, *digits, recipe, progress=False, **options)
 
 
 def lasting(result):

@@ -9,81 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.training import STRENGTHS, conv, fit, mlp, same, seeded, trace, weights
 from torch.nn import functional as F
 
-from advdim import data, measure, models, train
+from advdim import data, models, train
 from advdim.models import fast
-from advdim.train import Recipe, crop_and_flip, loop, objectives
+from advdim.train import Recipe, loop, objectives
 
-STRENGTHS = {
-    "none": 0.0,
-    "gradient-l1": 0.05,
-    "gradient-l2": 0.05,
-    "augment-linf": 0.05,
-    "augment-l2": 0.05,
-    "pgd-linf": 0.05,
-    "cross-lipschitz": 0.01,
-    "cross-lipschitz-random": 0.01,
-}
 PASSES = dict.fromkeys(STRENGTHS, 1) | {"augment-linf": 2, "augment-l2": 2, "pgd-linf": 8}
-INVALID = [
-    ("method", "sgd"),
-    ("schedule", "cosine"),
-    ("keep", "first"),
-    ("epochs", 0),
-    ("batch_size", 0),
-    ("halve_every", 0),
-    ("size", 0),
-    ("lr", 0.0),
-    ("lr", math.nan),
-    ("lr", math.inf),
-    ("momentum", 1.0),
-    ("weight_decay", -0.1),
-    ("strength", 0.1),
-    ("strength", -0.1),
-    ("validation", 1.0),
-]
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits", n=300)
-
-
-@pytest.fixture(scope="module")
-def test_digits():
-    return data.load("digits", "test", n=200)
-
-
-def mlp(depth=2):
-    return models.build("mlp", (1, 8, 8), depth=depth, width=32)
-
-
-def conv():
-    return models.build("conv_strided", (1, 8, 8), depth=2, width=6, batch_norm=True)
-
-
-def fit(model, xy, recipe, **options):
-    return train.fit(model, *xy, recipe, progress=False, **options)
-
-
-def weights(model):
-    return {name: t.clone() for name, t in model.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def trace(model, look):
-    """Collect what `look` finds at every forward pass in train mode."""
-    seen = []
-    model.register_forward_pre_hook(lambda m, inputs: seen.append(look(m, inputs[0])) if m.training else None)
-    return seen
 
 
 # The loop
@@ -197,13 +130,6 @@ def test_a_seed_determines_the_run_and_global_generators_do_not(digits):
     assert not same(runs[0], runs[2])
 
 
-def test_what_is_measured_leaves_the_weights_alone(digits, test_digits):
-    nets = [conv(), conv()]
-    fit(nets[0], digits, Recipe(epochs=2))
-    fit(nets[1], digits, Recipe(epochs=2), x_test=test_digits[0], y_test=test_digits[1], eval_images=7)
-    assert same(weights(nets[0]), weights(nets[1]))
-
-
 def test_bytes_train_as_the_numbers_they_stand_for(digits):
     pixels = (digits[0] * 255).round().to(torch.uint8)
     nets = [conv(), conv()]
@@ -220,209 +146,10 @@ def test_images_are_enlarged_batch_by_batch(digits):
     assert small[0]["train_l1"] == large[0]["train_l1"]
 
 
-# Augmentation
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
-@pytest.mark.parametrize(("padding", "flip"), [(4, True), (2, False), (0, True)])
-def test_crops_and_flips_are_those_of_a_loop_over_pixels(dtype, padding, flip):
-    n, channels, height, width = 6, 2, 5, 7
-    x = (255 * torch.rand(n, channels, height, width, generator=seeded(1), dtype=torch.float64)).to(dtype)
-    found = crop_and_flip(x, seeded(), padding=padding, flip=flip)
-    assert (found.shape, found.dtype) == (x.shape, dtype)
-    generator = seeded()
-    down, right = (torch.randint(2 * padding + 1, (n, 1), generator=generator) - padding for _ in range(2))
-    flips = torch.randint(2, (n, 1), generator=generator) if flip else torch.zeros(n, 1)
-    for i in range(n):
-        for r in range(height):
-            for c in range(width):
-                row = r + int(down[i])
-                column = (width - 1 - c if flips[i] else c) + int(right[i])
-                inside = 0 <= row < height and 0 <= column < width
-                expected = x[i, :, row, column] if inside else torch.zeros(channels, dtype=dtype)
-                assert torch.equal(found[i, :, r, c], expected)
-
-
-def test_shifts_are_uniform_and_flips_even_image_by_image():
-    n = 9000
-    where = torch.zeros(n, 1, 9, 9)
-    where[:, :, 4, 4], where[:, :, 4, 5] = 1, 0.5  # the half is to the right of the one, unless flipped
-    moved = crop_and_flip(where, seeded(), padding=3)
-    row, column = (
-        (moved[:, 0] == 1).flatten(1).float().argmax(1) // 9,
-        (moved[:, 0] == 1).flatten(1).float().argmax(1) % 9,
-    )
-    flipped = moved[torch.arange(n), 0, row, column - 1] == 0.5
-    counts = torch.zeros(2, 7, 7)
-    for f, r, c in zip(flipped.long().tolist(), (row - 1).tolist(), (column - 1).tolist(), strict=True):
-        counts[f, r, c] += 1
-    expected = n / counts.numel()
-    chi2 = float(((counts - expected) ** 2 / expected).sum())
-    assert chi2 < 97 + 4 * math.sqrt(2 * 97)  # 97 degrees of freedom: four standard deviations
-
-
-def test_training_sees_augmented_images_and_measuring_the_images_themselves(digits):
-    net, x = mlp(), digits[0]
-    evaluated = []
-    net.register_forward_pre_hook(lambda m, inputs: None if m.training else evaluated.append(inputs[0].clone()))
-    seen = trace(net, lambda _, images: images.clone())
-    fit(net, digits, Recipe(epochs=1, batch_size=300, augment=True, seed=5))
-    generator = seeded(5)
-    expected = crop_and_flip(x[torch.randperm(300, generator=generator)], generator)
-    assert torch.equal(seen[0], expected)
-    assert not torch.equal(seen[0], x)
-    for images in evaluated:
-        assert sorted(images.flatten(1).tolist()) == sorted(x.flatten(1).tolist())
-
-
-@pytest.mark.parametrize(("shape", "padding"), [((3, 8, 8), 4), ((1, 3, 8, 8), -1)])
-def test_augmentation_refuses(shape, padding):
-    with pytest.raises(ValueError, match=r"\[N, C, H, W\] and padding"):
-        crop_and_flip(torch.zeros(shape), seeded(), padding=padding)
-
-
 # Validation, the best epoch, the paper's schedule
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    """Validation accuracies as told, and the weights at each such measurement."""
-
-    def script(values, held):
-        left, snapshots = list(values), []
-
-        def accuracy(model, x, y, recipe):
-            if len(y) != held:
-                return 0.0
-            snapshots.append(weights(model))
-            return left.pop(0)
-
-        monkeypatch.setattr(loop.evaluation, "accuracy", accuracy)
-        return snapshots
-
-    return script
-
-
-@pytest.mark.parametrize(("keep", "kept"), [("best", 1), ("last", 4)])
-def test_the_first_of_the_best_epochs_is_kept(digits, scripted, keep, kept):
-    snapshots = scripted([0.5, 0.7, 0.7, 0.6, 0.1], held=30)
-    net = conv()
-    result = fit(net, digits, Recipe(epochs=5, validation=0.1, keep=keep))
-    assert (result.best_epoch, result.stopped_early) == (1, False)
-    assert same(weights(net), snapshots[kept])
-    assert not same(snapshots[1], snapshots[4])
-
-
-@pytest.mark.parametrize(
-    ("patience", "values", "epochs"),
-    [(2, [0.5, 0.7, 0.7, 0.6, 0.9], 4), (1, [0.5, 0.4, 0.9], 2), (3, [0.1, 0.2, 0.3, 0.2, 0.2], 5)],
-)
-def test_training_ends_after_the_patience_without_a_better_epoch(digits, scripted, patience, values, epochs):
-    scripted(values, held=30)
-    result = fit(mlp(), digits, Recipe(epochs=5, validation=0.1, early_stopping=patience))
-    assert len(result.history) == epochs
-    assert result.stopped_early == (epochs < 5)
-
-
-def test_held_out_images_are_measured_and_never_trained_on(digits):
-    x, y = digits
-    net, recipe = mlp(), Recipe(epochs=3, batch_size=32, validation=0.2, keep="best", seed=2)
-    seen = trace(net, lambda _, images: images.clone())
-    result = fit(net, digits, recipe)
-    held, kept = recipe.split(300, seeded(2))
-    assert sorted([*held.tolist(), *kept.tolist()]) == list(range(300))
-    assert len(held) == 60
-    assert sorted(torch.cat(seen[:8]).flatten(1).tolist()) == sorted(x[kept].flatten(1).tolist())
-    accuracies = [row["validation_accuracy"] for row in result.history]
-    assert result.best_epoch == accuracies.index(max(accuracies))
-    right = measure.outputs(net, x[held]).argmax(1) == y[held]
-    assert right.float().mean().item() == pytest.approx(max(accuracies))
-
-
-def test_the_papers_schedule_halves_the_rate_and_returns_to_the_best_weights(digits, scripted):
-    x, y = digits[0].double(), digits[1]
-    snapshots = scripted([0.9, 0.3, 0.2, 0.95, 0.1, 0.2], held=30)
-    net, recipe = mlp(depth=1).double(), replace(train.PAPER, epochs=6, halve_every=2, augment=False, batch_size=1000)
-    starts = trace(net, lambda m, _: weights(m))  # one batch per epoch
-    result = fit(net, (x, y), recipe)
-    assert [row["lr"] for row in result.history] == [0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025]
-    for epoch, expected in ((1, 0), (2, 0), (3, 2), (4, 3), (5, 4)):
-        assert same(starts[epoch], snapshots[expected]), epoch
-    # The momentum is that of the weights left behind: v = 0.9 v' + g, with v' from the last step before the return.
-    kept = recipe.split(300, seeded())[1]
-    before, at = starts[1]["1.weight"], snapshots[1]["1.weight"]
-    w = starts[2]["1.weight"].clone().requires_grad_()
-    loss = F.cross_entropy(x[kept].flatten(1) @ w.T + starts[2]["1.bias"], y[kept])
-    (g,) = torch.autograd.grad(loss, w)
-    step = 0.005 * (0.9 * (before - at) / 0.01 + g)
-    torch.testing.assert_close(snapshots[2]["1.weight"], starts[2]["1.weight"] - step, rtol=0, atol=1e-12)
-
-
-def test_the_papers_recipe():
-    expected = Recipe(epochs=200, batch_size=128, lr=0.01, momentum=0.9, schedule="paper", augment=True, validation=0.1)
-    assert expected == train.PAPER
-    assert train.PAPER.halve_every == 30
-
-
 # The record of an epoch
-
-
-def test_an_epochs_record_is_what_measuring_finds(digits, test_digits):
-    x, y = test_digits
-    net = conv()
-    result = fit(net, digits, Recipe(epochs=2), x_test=x, y_test=y, eval_images=500)
-    row = result.history[-1]
-    assert row["test_accuracy"] == pytest.approx((measure.outputs(net, x).argmax(1) == y).float().mean().item())
-    right = measure.outputs(net, digits[0]).argmax(1) == digits[1]
-    assert row["train_accuracy"] == pytest.approx(right.float().mean().item())
-    for name, pair in (("train", digits), ("test", test_digits)):
-        for q, found in measure.gradient_norms(net, *pair).items():
-            assert row[f"{name}_l{q}"] == pytest.approx(found.mean().item(), rel=1e-5)
-    assert [r["epoch"] for r in result.history] == [0, 1]
-    assert row["seconds"] > 0
-    assert not net.training
-    assert all(p.grad is None for p in net.parameters())
-
-
-def test_some_epochs_are_measured_and_the_rest_only_validated(digits, test_digits):
-    x, y = test_digits
-    every, third = (
-        fit(
-            mlp(), digits, Recipe(epochs=5, validation=0.2, seed=1), x_test=x[:50], y_test=y[:50], eval_every=k,
-            metrics=lambda model, x, y: {"images": float(len(x))},
-        ).history
-        for k in (1, 3)
-    )  # fmt: skip
-    for row, whole in zip(third, every, strict=True):
-        assert {name: whole[name] for name in row if name != "seconds"} == {
-            k: v for k, v in row.items() if k != "seconds"
-        }
-        measured = {name for name in whole if name.startswith(("train_", "test_"))}
-        assert measured & set(row) == (measured if row["epoch"] in (2, 4) else set())
-        assert "validation_accuracy" in row
-    with pytest.raises(ValueError, match="eval_every must be at least 1, got 0"):
-        fit(mlp(), digits, Recipe(), eval_every=0)
-
-
-def test_the_last_epoch_before_an_early_stop_is_measured(digits, test_digits):
-    x, y = test_digits
-    recipe = Recipe(epochs=40, lr=1e-9, validation=0.2, early_stopping=2)  # which does not learn
-    result = fit(mlp(), digits, recipe, x_test=x[:50], y_test=y[:50], eval_every=10)
-    assert (result.stopped_early, result.best_epoch, len(result.history)) == (True, 0, 3)
-    assert ["test_accuracy" in row and "train_l1" in row for row in result.history] == [False, False, True]
-
-
-def test_seeds_are_measured_on_the_same_few_images(digits, test_digits):
-    sets = []
-    for seed in (0, 1):
-        net, found = mlp(), []
-        net.register_forward_pre_hook(lambda m, inputs, f=found: None if m.training else f.append(inputs[0].clone()))
-        x, y = test_digits
-        fit(net, digits, Recipe(epochs=2, seed=seed), x_test=x, y_test=y, eval_images=20)
-        sets.append([images for images in found if len(images) == 20])
-    first, second = sets
-    assert len(first) == len(second) == 6  # accuracy and norms of train, norms of test, in two epochs
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("method", objectives.METHODS)
@@ -512,18 +239,6 @@ def test_an_error_that_is_no_divergence_stays_itself(digits, monkeypatch):
     with pytest.raises(ValueError, match="something else") as e:
         fit(mlp(), digits, Recipe(epochs=1))
     assert not isinstance(e.value, train.DivergenceError)
-
-
-@pytest.mark.parametrize(("name", "value"), INVALID)
-def test_a_recipe_refuses(name, value):
-    with pytest.raises(ValueError, match=f"{name}|strength|method"):
-        Recipe(**{name: value})
-
-
-@pytest.mark.parametrize("need", [{"schedule": "paper"}, {"keep": "best"}, {"early_stopping": 2}])
-def test_what_needs_validation_says_so(need):
-    with pytest.raises(ValueError, match="need validation above 0"):
-        Recipe(**need)
 
 
 def test_fit_refuses(digits):

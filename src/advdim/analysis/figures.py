@@ -79,10 +79,11 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
 
     Args:
         ax: the axes to draw on.
-        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it.
+        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it; if there is a column
+            ``size``, the axis is labelled by it, in pixels.
         y: the column on the vertical axis: its mean over runs, and a bar over their range.
         by: the column that tells the lines apart, in the order of first appearance.
-        guide: whether to draw a dashed line of slope 1, the square-root law, from the first line's first mean.
+        guide: whether to draw a dashed line of slope 1, the square-root law, from each line's first mean.
     """
     import numpy as np
     import seaborn as sns
@@ -91,15 +92,17 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
     for place, (name, own) in enumerate(table.groupby(by, sort=False)):
         found = own.groupby("d")[y].agg(["mean", "min", "max"])
         side, means = np.sqrt(found.index), found["mean"]
-        if guide and place == 0:
+        if guide:  # one entry in the legend for all
             law = means.iloc[0] * side / side[0]
-            ax.plot(side, law, "k--", linewidth=1, label=r"$\propto \sqrt{d}$")
+            colour, label = ("k", r"$\propto \sqrt{d}$") if place == 0 else (palette[place], "_")
+            ax.plot(side, law, "--", color=colour, linewidth=1, label=label, zorder=1)
         bars = np.stack([means - found["min"], found["max"] - means])
         look = {"color": palette[place], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
         ax.errorbar(side, means, bars, label=str(name), linewidth=1.5, **look)
     log_axes(ax)
-    ax.set_xticks(np.sqrt(sorted(set(table["d"]))), [f"{np.sqrt(d):.0f}" for d in sorted(set(table["d"]))])
-    ax.set(xlabel=r"$\sqrt{d}$", ylabel=y)
+    pixels = table.groupby("d")["size"].first() if "size" in table else np.sqrt(table.groupby("d")["d"].first())
+    ax.set_xticks(np.sqrt(pixels.index), [f"{side:.0f}" for side in pixels])
+    ax.set(xlabel="image size (px)" if "size" in table else r"$\sqrt{d}$", ylabel=y)
 
 
 def log_axes(ax: Any, which: str = "xy") -> None:

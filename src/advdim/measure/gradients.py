@@ -25,7 +25,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per example, [N], of logits [N, K] and labels [N]."""
-    return F.cross_entropy(outputs, y, reduction="none")
+    # By default torch takes -100 for no label, of loss 0; here it is out of bounds, as any other below 0.
+    return F.cross_entropy(outputs, y, reduction="none", ignore_index=torch.iinfo(torch.int64).min)
 
 
 def per_example(values: Tensor, y: Tensor) -> Tensor:
