@@ -26,7 +26,7 @@ MULTIPLES = (4, 8, 16, 32)  # of a patch or a total stride, to which default siz
 
 @dataclass(frozen=True)
 class Options:
-    """What :func:`advdim.audit` was called with, but for networks and images."""
+    """What :func:`advdim.audit.audit` was called with, but for networks and images."""
 
     p: float
     eps: float

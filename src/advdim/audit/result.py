@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -48,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Audit:
-    """What :func:`advdim.audit` found. Printing it gives the table and the verdict.
+    """What :func:`advdim.audit.audit` found. Printing it gives the table and the verdict.
 
     Attributes:
         question: "fresh", "one checkpoint" or "trained per size": what the numbers are about.
@@ -100,7 +101,8 @@ class Audit:
             lines.append(f"exponent in d {e.slope:+.2f} [{e.low:+.2f}, {e.high:+.2f}], 95% over {over}{clean}")
         if self.budget is not None:
             lines.append(f"budget    {self.budget.summary()}")
-        return "\n".join([*lines, *self.notes, f"VERDICT   {self.verdict}"])
+        said = textwrap.wrap(f"VERDICT   {self.verdict}", 110, subsequent_indent=" " * 10, break_on_hyphens=False)
+        return "\n".join([*lines, *self.notes, *said])
 
     @property
     def seeds(self) -> int:

@@ -110,8 +110,8 @@ def calibrate_batch_norm(model: nn.Module, x: Tensor) -> None:
 
     The statistics that a fresh network comes with (mean 0, variance 1) make batch-norm in eval mode the identity, and
     how gradients grow with the image size can then turn round: calibrate a fresh network, at each size, before its
-    gradients are measured; :func:`advdim.audit` does. Trained networks bring their statistics. Statistics of few images
-    inflate gradients: use at least 32.
+    gradients are measured; :func:`advdim.audit.audit` does. Trained networks bring their statistics. Those of few
+    images inflate gradients: use at least 32.
 
     Args:
         model: any module; its training state is left as found.

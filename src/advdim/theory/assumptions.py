@@ -31,7 +31,7 @@ class Assumption:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.name:<2}  {self.status:<11}  {self.why}"
+        return f"{self.name:<2}  {self.status:<9}  {self.why}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Assumptions:
         return next(item for item in self.items if item.name == name)
 
     def __str__(self) -> str:
-        return "\n".join(str(item) for item in self.items)
+        width = max(9, *(len(item.status) for item in self.items))
+        return "\n".join(f"{item.name:<2}  {item.status:<{width}}  {item.why}" for item in self.items)
 
     @property
     def hold(self) -> bool:
