@@ -38,7 +38,7 @@ _OF_ATTACKS = "attack or pgd or one_step or eps"
 TESTS = {
     "theory.norms": (
         ["tests/theory/test_norms.py", "tests/theorems/test_lemma_2.py", *_CONTRACT],
-        "norm or direction or half",
+        "norm or direction or half or lemma",
     ),
     "theory.path_counting": ([*_PATHS, *_CONTRACT], "path or gate or theory"),
     "theory.assumptions": (["tests/theory/test_assumptions.py", _CONTRACT[0]], "assumptions or theory"),
