@@ -62,7 +62,7 @@ def _shrink_images(folder: Path) -> None:
     for path in folder.glob("*.png"):
         with Image.open(path) as opened:
             image = opened.convert("RGBA")
-        if image.getcolors(4096) is None or image.getextrema()[3][0] < 255:
+        if image.getcolors(4096) is None or image.getchannel("A").getextrema()[0] != 255:
             continue
         small = io.BytesIO()
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
@@ -79,10 +79,10 @@ def previews(pages: list[Path]) -> dict[str, str]:
     """HTML of all that a link between two of the pages leads to and that can be shown beside it, by ``page#id``."""
     read = {page.name: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in pages}
     wanted = {
-        link["href"].rsplit("/", 1)[-1]
+        str(link["href"]).rsplit("/", 1)[-1]
         for soup in read.values()
         for link in soup.select("article a.reference.internal[href*='#']")
-        if not link["href"].startswith("#")
+        if not str(link["href"]).startswith("#")
     }
     found: dict[str, str] = {}
     for name, soup in read.items():

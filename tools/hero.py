@@ -40,7 +40,7 @@ def images() -> dict[str, torch.Tensor]:
     """The stored images, [C, side, side] in grey levels: the photograph at 64 pixels a side, the digit at 8."""
     top, left = CORNER
     patch = torch.tensor(load_sample_image("china.jpg")[top : top + 256, left : left + 256]).permute(2, 0, 1)
-    photograph = patch.double().unflatten(2, (64, 4)).unflatten(1, (64, 4)).mean(dim=(2, 4)).round()
+    photograph = patch.double().reshape(3, 64, 4, 64, 4).mean(dim=(2, 4)).round()
     digit = torch.tensor(load_digits().images[DIGIT]) * 255 / 16
     return {"photograph": photograph, "digit": digit.round()[None].double()}
 
@@ -50,7 +50,7 @@ def at(image: torch.Tensor, side: int) -> torch.Tensor:
     stored = image.shape[-1]
     if side < stored:
         k = stored // side
-        image = image.unflatten(2, (side, k)).unflatten(1, (side, k)).mean(dim=(2, 4))
+        image = image.reshape(len(image), side, k, side, k).mean(dim=(2, 4))
     else:
         image = image.repeat_interleave(side // stored, 1).repeat_interleave(side // stored, 2)
     return image[None] / 255

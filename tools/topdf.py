@@ -54,11 +54,10 @@ def print_page(page: Path, target: Path) -> None:
         tab.emulate_media(media="print")
         tab.evaluate(READY)
         tab.evaluate("document.dispatchEvent(new Event('book-fit'))")
-        margin = {"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"}
         tab.pdf(
             path=target,
             format="A4",
-            margin=margin,
+            margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
             print_background=True,
             outline=True,
             tagged=True,

@@ -67,7 +67,7 @@ def style() -> None:
     except ImportError:  # no notebook
         return
     if get_ipython() is not None:
-        set_matplotlib_formats("retina")
+        set_matplotlib_formats("retina")  # type: ignore[no-untyped-call]  # matplotlib's
 
 
 def size_axis(ax: Any, sides: Iterable[int], which: str = "x") -> None:

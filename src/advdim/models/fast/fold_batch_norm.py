@@ -59,7 +59,7 @@ def _quick(layer: nn.Module) -> nn.Module:
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     device = layer.weight.device.type
     # Autocast would cast parameters that rest anew in each pass. The meta device, which counts costs, has none.
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    casts = torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if casts else torch.float32
     on_cpu = device == "cpu" and isinstance(layer, nn.Conv2d)
     layout = torch.channels_last if on_cpu else torch.preserve_format
