@@ -17,9 +17,9 @@ import nbformat
 import pytest
 import repository
 import rerun
+from helpers.chapters import complaints
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
-from test_notebooks import complaints
 
 pytestmark = pytest.mark.process
 
