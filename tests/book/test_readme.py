@@ -40,7 +40,7 @@ def test_the_example_is_that_of_the_preface():
     cells = [
         cell.source for cell in nbformat.read(readme_figure.CHAPTER, as_version=4).cells if cell.cell_type == "code"
     ]
-    (cell,) = (code for code in cells if code.startswith("def network(side, seed)"))
+    (cell,) = (code for code in cells if code.startswith("def network(side)"))
     without_comments = [
         re.sub(r" +#.*", "", code).strip() for code in (example.split("import advdim as ad\n")[1], cell)
     ]
