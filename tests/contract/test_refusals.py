@@ -300,7 +300,7 @@ ELSEWHERE = {
     "attacks": set(),
     "analysis": {
         *("GeometricMeanRatio", "Interval", "PowerLaw", "Series", "SingleCurveFit"),
-        *("epochs", "exponents", "figures", "recorded", "runs", "series"),
+        *("epochs", "exponents", "figures", "interactive", "playgrounds", "recorded", "runs", "series"),
     },
 }
 
