@@ -142,9 +142,8 @@ def test_in_a_process_of_its_own_a_lost_device_ends_the_process(tmp_path, monkey
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(runner, "measure", lose)
-    monkeypatch.setattr(runner, "parent_process", lambda: object())
     monkeypatch.setattr(os, "_exit", leave)
-    job = runner.Job(THREE[0], "cpu", 1, None, tmp_path / "checkpoint", None)
+    job = runner.Job(THREE[0], "cpu", 1, None, tmp_path / "checkpoint", None, expendable=True)
     with pytest.raises(ExitedError, match="1"):
         runner._measure(job)
 

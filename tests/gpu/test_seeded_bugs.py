@@ -120,14 +120,14 @@ BUGS = {
     ),
     "Normalise merged on the CPU": (
         fold_batch_norm,
-        "layer.mean.double().flatten()",
-        "layer.mean.cpu().double().flatten()",
+        "_float64(layer.mean).flatten()",
+        "_float64(layer.mean).cpu().flatten()",
         gradients_agree(**NORMALISED),
     ),
     "batch-norm merged on the CPU": (
         fold_batch_norm,
-        "scale = (layer.running_var.double()",
-        "scale = (layer.running_var.cpu().double()",
+        "scale = (_float64(layer.running_var)",
+        "scale = (_float64(layer.running_var).cpu()",
         gradients_agree(),
     ),
     "a radius on the CPU": (
