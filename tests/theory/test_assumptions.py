@@ -289,10 +289,23 @@ def test_the_ratio_of_variances_is_printed(init, ratio, layers):
     assert said[2] == layers
 
 
-def test_pooling_windows_within_the_image_are_taken_and_others_refused():
-    layers = lambda **options: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2, **options), nn.Flatten())  # noqa: E731
-    for inside in ({}, {"padding": 0}, {"padding": (0, 0)}):
-        theory.path_second_moment(nn.Sequential(*layers(**inside), nn.Linear(18, 2)), (1, 8, 8))
-    for over in ({"padding": 1}, {"padding": (1, 0)}, {"padding": (0, 1)}, {"padding": (1, 1)}, {"ceil_mode": True}):
-        with pytest.raises(TypeError, match="over the border"):
-            theory.path_second_moment(nn.Sequential(*layers(**over), nn.Linear(18, 2)), (1, 8, 8))
+def pooled(kind, **options):
+    trunk = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), kind(2, **options), nn.Flatten())
+    return nn.Sequential(*trunk, nn.Linear(trunk(torch.zeros(1, 1, 8, 8)).shape[1], 2))
+
+
+def test_windows_over_the_border_are_taken_for_maxima_and_refused_for_averages():
+    for kind in (nn.MaxPool2d, nn.AvgPool2d):
+        for inside in ({}, {"padding": 0}, {"padding": (0, 0)}):
+            theory.path_second_moment(pooled(kind, **inside), (1, 8, 8))
+    net = pooled(nn.MaxPool2d, padding=1)
+    for layer in (net[0], net[4]):  # (H3), so that paths lose nothing but at the corners' and borders' windows
+        layer.weight_law = initialise.WeightLaw(2 / initialise.in_degree(layer), initialise.weight_total(layer))
+    # Of 36 maps' entries, 4 have a window of their own, 16 share one with another, 16 with three: each window gives
+    # what its place gets to one of them, chosen with equal chances, and the readout has 16 places of 2 channels.
+    assert float(theory.path_second_moment(net, (1, 8, 8)).sum()) == pytest.approx(2, rel=1e-9)
+    for over in ({"padding": 1}, {"padding": (1, 0)}, {"ceil_mode": True}):
+        with pytest.raises(TypeError):
+            theory.path_second_moment(pooled(nn.AvgPool2d, **over), (1, 8, 8))
+    with pytest.raises(TypeError, match="ceiled windows need images"):
+        theory.path_second_moment(pooled(nn.MaxPool2d, ceil_mode=True), (1, 8, 8))
