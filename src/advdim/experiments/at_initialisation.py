@@ -48,6 +48,8 @@ def run(spec: AtInitialisation, device: torch.device, root: Path | None = None) 
         if calibration is not None:
             models.calibrate_batch_norm(net, calibration)
         g = measure.input_gradients(net, x, y)
+        if not g.isfinite().all():
+            raise ValueError(f"{int((~g.isfinite()).sum())} gradient entries are NaN or infinite at seed {seed}")
         logits = measure.outputs(net, x)
         clean = measure.cross_entropy(logits, y)
         coefficients = logits.softmax(1) - F.one_hot(y, logits.shape[1])
