@@ -14,11 +14,12 @@ PACKAGE = Path(advdim.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: The packages and modules at the top, from the ground up: a file imports its own package, or earlier ones.
-ORDER = ("data", "models", "theory", "measure", "attacks", "train", "analysis", "experiments", "cli")
+ORDER = ("data", "models", "theory", "measure", "attacks", "train", "analysis", "audit", "experiments", "cli")
 #: The files that may go through the door to what is fast.
 AT_THE_DOOR = (
     "measure.gradients",
     "attacks.",
+    "audit.",
     "train.loop",
     "train.objectives",
     "experiments.cost",

@@ -1,25 +1,41 @@
-"""Sphinx extension of the book: MathJax served from the site itself, and the preface counted as chapter 1."""
+"""Sphinx extension of the book: what the site serves itself, what it leaves out, what its pages say of themselves."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import bibliography
+import repository
+from bs4 import BeautifulSoup, Tag
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
-from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 #: What the pages need, out of the 24 MB that the package sphinx-mathjax-offline carries.
 MATHJAX_PARTS = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")
 
+#: What the themes put into every site and no page of this one asks for.
+UNUSED = ("**/*.map", "**/*.ttf", "locales", "scripts/fontawesome.js", "scripts/fontawesome.js.LICENSE.txt")
 
-def _copy_mathjax(app: Sphinx, error: Exception | None) -> None:
-    if error is not None or app.builder.format != "html":
-        return
+#: What a link can show of the place it leads to.
+PREVIEWED = "div.proof[id], div.math[id], figure[id], div.citation[id], dl.glossary dt[id]"
+
+#: What the themes and docutils say to screen readers, and what they should.
+ROLES = (
+    ('<summary><span class="toctree-toggle"', '<summary aria-label="pages of this part"><span class="toctree-toggle"'),
+    ('role="doc-biblioentry"', 'role="listitem"'),  # the former is deprecated, and no child of a list
+)
+
+PICTURE = "_static/law.png"
+
+
+def _copy_mathjax(app: Sphinx) -> None:
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("sphinx-mathjax-offline is not installed; run `make book`, which installs it")
@@ -33,53 +49,152 @@ def _copy_mathjax(app: Sphinx, error: Exception | None) -> None:
             shutil.copy2(source / part, target / part)
 
 
-Numbers = dict[str, tuple[int, ...] | None]
+def _drop_unused(static: Path) -> None:
+    for pattern in UNUSED:
+        for path in list(static.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _shifted(number: Sequence[int] | None) -> tuple[int, ...] | None:
-    return (number[0] + 1, *number[1:]) if number else None
+def _shrink_images(folder: Path) -> None:
+    """Drawn figures have few colours and are stored by them, at half the bytes; photographs stay as they are."""
+    from PIL import Image
+
+    for path in folder.glob("*.png"):
+        with Image.open(path) as opened:
+            image = opened.convert("RGBA")
+        if image.getcolors(4096) is None or image.getextrema()[3][0] < 255:
+            continue
+        small = io.BytesIO()
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        if len(small.getvalue()) < path.stat().st_size:
+            path.write_bytes(small.getvalue())
 
 
-def _count_the_preface(env: BuildEnvironment) -> None:
-    """Numbers the root document 1 and moves every other chapter on by one, so that chapter 2 is the file 02_*.ipynb.
-
-    Sphinx numbers what is listed in a numbered toctree, which the root document never is.
-    """
-    assigned: dict[str, Numbers] = env.toc_secnumbers  # type: ignore[assignment]  # a heading too deep has None
-    for doc, numbers in assigned.items():
-        assigned[doc] = {anchor: _shifted(number) for anchor, number in numbers.items()}
-        env.titles[doc]["secnumber"] = _shifted(env.titles[doc].get("secnumber"))
-        for reference in env.tocs[doc].findall(nodes.reference):
-            reference["secnumber"] = _shifted(reference.get("secnumber"))
-    root = env.config.root_doc
-    title, *below = env.tocs[root][0].children
-    sections = [item[0] for listed in below for item in listed.children if isinstance(item, nodes.list_item)]
-    of_root: Numbers = {reference["anchorname"]: None for reference in env.tocs[root].findall(nodes.reference)}
-    for number, paragraph in [((1,), title), *(((1, i), section) for i, section in enumerate(sections, 1))]:
-        paragraph[0]["secnumber"] = number
-        of_root[paragraph[0]["anchorname"]] = number
-    assigned[root] = of_root
-    env.titles[root]["secnumber"] = (1,)
+def pages(outdir: Path) -> list[Path]:
+    """The site's pages, less the theme's templates."""
+    return sorted(page for page in outdir.rglob("*.html") if "_static" not in page.parts)
 
 
-def _name_the_preface(
+def previews(pages: list[Path]) -> dict[str, str]:
+    """HTML of all that a link between two of the pages leads to and that can be shown beside it, by ``page#id``."""
+    read = {page.name: BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser") for page in pages}
+    wanted = {
+        link["href"].rsplit("/", 1)[-1]
+        for soup in read.values()
+        for link in soup.select("article a.reference.internal[href*='#']")
+        if not link["href"].startswith("#")
+    }
+    found: dict[str, str] = {}
+    for name, soup in read.items():
+        for target in soup.select(PREVIEWED):
+            key = f"{name}#{target['id']}"
+            if key in wanted:
+                found[key] = _preview(target)
+    return found
+
+
+def _preview(target: Tag) -> str:
+    copy = BeautifulSoup(str(target), "html.parser")
+    for link in copy.select(".headerlink"):
+        link.decompose()
+    for element in copy.select("[id]"):
+        del element["id"]
+    return str(copy)
+
+
+def _write_previews(outdir: Path) -> None:
+    found = previews(pages(outdir))
+    target = outdir / "_static" / "previews" / "all.js"
+    target.parent.mkdir(exist_ok=True)
+    text = json.dumps(found, ensure_ascii=False, indent=0, sort_keys=True)
+    target.write_text(f"window.bookPreviews = {text};\n", encoding="utf-8")
+
+
+def _base_url() -> str:
+    repo = repository.read()
+    return f"https://{repo.owner}.github.io/{repo.name}/"
+
+
+def _write_sitemap(outdir: Path) -> None:
+    names = [page.relative_to(outdir).as_posix() for page in pages(outdir) if page.name != "search.html"]
+    urls = "\n".join(f"  <url><loc>{_base_url()}{'' if name == 'index.html' else name}</loc></url>" for name in names)
+    text = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
+    (outdir / "sitemap.xml").write_text(f"{text}{urls}\n</urlset>\n", encoding="utf-8")
+
+
+def _tidy_pages(outdir: Path) -> None:
+    """Icons come from the theme's fonts alone, not from its script of 1.5 MB too; and :data:`ROLES` is applied."""
+    for page in pages(outdir):
+        text = page.read_text(encoding="utf-8")
+        shorter = re.sub(r"\s*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?", "", text)
+        for stated, meant in ROLES:
+            shorter = shorter.replace(stated, meant)
+        page.write_text(shorter, encoding="utf-8")
+
+
+def _finish(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.format != "html":
+        return
+    outdir = Path(app.outdir)
+    _copy_mathjax(app)
+    _drop_unused(outdir / "_static")
+    _tidy_pages(outdir)
+    _shrink_images(outdir / "_images")
+    if app.builder.name == "html":
+        _write_previews(outdir)
+        _write_sitemap(outdir)
+
+
+def description(doctree: nodes.document, longest: int = 300) -> str:
+    """The first paragraph of a page that is a sentence or more, in plain words, cut after a whole word."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 60:
+            return text if len(text) <= longest else f"{text[:longest].rsplit(' ', 1)[0]} ..."
+    return ""
+
+
+def _describe(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    if "root_title" in context:
-        context["root_title"] = f"1. {context['root_title']}"  # in the sidebar, above the other chapters' numbers
+    """Puts a description, OpenGraph's and Google Scholar's tags into the head of every page."""
+    if doctree is None:
+        return
+    base, site = _base_url(), str(app.config.project)
+    home = pagename == app.config.root_doc
+    title = site if home else f"{re.sub('<[^>]*>', '', context['title'])} - {site}"
+    words = description(doctree)
+    address = base if home else f"{base}{pagename}.html"
+    tags = [
+        ("name", "description", words),
+        ("property", "og:title", title),
+        ("property", "og:description", words),
+        ("property", "og:type", "book" if home else "article"),
+        ("property", "og:url", address),
+        ("property", "og:image", base + PICTURE),
+        ("property", "og:site_name", site),
+        ("name", "twitter:card", "summary_large_image"),
+    ]
+    if home:
+        tags += [
+            ("name", "citation_title", site),
+            ("name", "citation_author", str(app.config.author)),
+            ("name", "citation_publication_date", str(app.config.copyright)),
+            ("name", "citation_language", "en"),
+            ("name", "citation_fulltext_html_url", base),
+        ]
+    written = "".join(f'<meta {kind}="{name}" content="{escape(what)}"/>\n' for kind, name, what in tags)
+    context["metatags"] = f'{context.get("metatags", "")}\n{written}<link rel="canonical" href="{address}"/>\n'
+    # Every proof is given the same id, and no link leads to it.
+    context["body"] = context["body"].replace(
+        '<div class="proof admonition" id="proof">', '<div class="proof admonition">'
+    )
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.config.mathjax_path = "mathjax/tex-chtml-full.js"
-    app.connect("build-finished", _copy_mathjax)
-    app.connect("html-page-context", _name_the_preface, priority=900)
-    assign: Callable[..., list[str]] = TocTreeCollectorWithStyles.assign_section_numbers
-
-    def assign_section_numbers(self: TocTreeCollectorWithStyles, env: BuildEnvironment) -> list[str]:
-        changed = assign(self, env)
-        _count_the_preface(env)
-        return changed
-
-    TocTreeCollectorWithStyles.assign_section_numbers = assign_section_numbers  # type: ignore[method-assign]
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    bibliography.register()
+    app.connect("html-page-context", _describe, priority=900)
+    app.connect("build-finished", _finish)
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -16,7 +16,7 @@ import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = ("pyproject.toml", "README.md", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md")
+TEXTS = ("pyproject.toml", "README.md", "CITATION.cff", "CONTRIBUTING.md", "CHANGELOG.md", "book/index.md")
 PACKAGE = "advdim"
 COLAB_TAG = "remove-cell"
 

@@ -4,6 +4,7 @@ Images are float tensors [N, C, H, W] in [0, 1], and every eps is in the same un
 """
 
 from . import analysis, attacks, data, experiments, measure, models, theory, train
+from .audit import audit
 from .models import device
 from .theory import norms
 
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "analysis",
     "attacks",
+    "audit",
     "data",
     "device",
     "experiments",

@@ -93,6 +93,44 @@ def test_by_size_draws_means_ranges_and_the_square_root_law(ax):
     assert [cap.get_ydata()[0] for cap in ends[0]] == pytest.approx([16 * 0.9, 16 * 1.1])
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["8", "16", "32"]
+    guides = [line.get_ydata() for line in ax.lines if line.get_linestyle() == "--"]
+    assert len(guides) == 2
+    assert guides[1] == pytest.approx(8**0.5 * np.array([1, 2, 4]))
+    ax.clear()
+    figures.by_size(ax, pd.DataFrame(rows).assign(size=[row["d"] ** 0.5 * 4 for row in rows]), "l1", "net")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["32", "64", "128"]
+    assert ax.get_xlabel() == "image size (px)"
     ax.clear()
     figures.by_size(ax, pd.DataFrame(rows), "l1", "net", guide=False)
     assert ax.get_legend_handles_labels()[1] == ["second", "first"]
+
+
+def test_a_size_axis_has_a_tick_for_each_size_and_no_other(ax):
+    ax.plot([8, 64], [1, 8])
+    figures.size_axis(ax, [64, 8, 16, 8])
+    assert [(tick, label.get_text()) for tick, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)] == [
+        (8, "8"),
+        (16, "16"),
+        (64, "64"),
+    ]
+    assert (ax.get_xscale(), len(ax.xaxis.get_minorticklocs())) == ("log", 0)
+
+
+def test_concepts_have_a_colour_each_that_can_be_read_on_white():
+    def luminance(colour):
+        channels = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)
+        ]
+        return np.dot([0.2126, 0.7152, 0.0722], channels)
+
+    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    for concept, colour in figures.COLOURS.items():
+        assert 1.05 / (luminance(colour) + 0.05) >= 3, concept  # WCAG 1.4.11
+
+
+def test_type_is_nine_pixels_or_more_in_a_figure_as_wide_as_the_column():
+    with matplotlib.rc_context():
+        figures.style()
+        sizes = [plt.rcParams[f"{name}.labelsize"] for name in ("axes", "xtick", "ytick")]
+        assert min(*sizes, plt.rcParams["legend.fontsize"], plt.rcParams["font.size"]) * figures.COLUMN / 7.2 >= 9
+        assert plt.rcParams["figure.figsize"][0] == figures.COLUMN

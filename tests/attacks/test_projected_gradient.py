@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from helpers.nets import batch, linear_net, seeded, trained
+from scipy import stats
 from torch.nn import functional as F
 
 from advdim import attacks, measure, norms
+from advdim.attacks.projected_gradient import random_starts
 
 INF = math.inf
 BALLS = (1, 2, INF)
@@ -135,6 +137,21 @@ def test_random_starts_fill_the_ball(p):
     assert (flat.abs().mean(0) / flat.abs().mean() - 1).abs().max() < 0.12
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_random_starts_have_the_law_of_the_uniform_ball(p):
+    """Of the directions, too: scaled to unit size, a coordinate's size is Beta(1, d - 1) for p = 1, its square is
+    Beta(1/2, (d - 1) / 2) for p = 2. The size alone would not tell one ball from the other."""
+    net, x = linear_net().float(), torch.full((2000, 2, 6, 6), 0.5)
+    net[1].weight.data.zero_()
+    y = torch.zeros(2000, dtype=torch.long)
+    start = (attacks.pgd(net, x, y, p=p, eps=0.4, random_start=True, generator=seeded()) - x).flatten(1).double()
+    unit = start.abs() / norms.norm(start, p)[:, None]
+    law = stats.beta(1, 71) if p == 1 else stats.beta(0.5, 35.5)
+    for coordinate in (0, 35, 71):
+        sample = unit[:, coordinate] if p == 1 else unit[:, coordinate].square()
+        assert stats.kstest(sample.numpy(), law.cdf).pvalue > 1e-3
+
+
 # Options
 
 
@@ -178,3 +195,27 @@ def test_early_stop_keeps_success_and_moves_no_further(p, restarts):
         assert not torch.equal(early, full)
     else:
         assert (stopped | ~fooled).double().mean() == 1
+
+
+def one_by_one(shape, p, generator):
+    """A point drawn uniformly from the unit ball, each by itself: what batches of them are to repeat bit for bit."""
+    u = torch.rand(shape, generator=generator)
+    if p == math.inf:
+        return 2 * u - 1
+    if p == 2:
+        direction = torch.randn(shape, generator=generator)
+    else:
+        direction = torch.empty_like(u).exponential_(generator=generator) * (u - 0.5).sign()
+    radius = torch.rand((), generator=generator) ** (1 / u.numel())
+    return direction * (radius / norms.norm(direction[None], p))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (3, 8, 8), (3, 31, 37), (3, 64, 64)])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_random_starts_are_drawn_for_a_batch_with_the_bits_of_single_images(p, shape):
+    x, radius = torch.zeros(4, *shape), torch.full((4, 1, 1, 1), 0.3)
+    drawn = random_starts(x, p, radius, torch.Generator().manual_seed(0), restarts=2)
+    generator = torch.Generator().manual_seed(0)
+    expected = [[one_by_one(shape, p, generator) for _ in range(2)] for _ in x]
+    for found, starts in zip(drawn, zip(*expected, strict=True), strict=True):
+        assert torch.equal(found, radius * torch.stack(starts))

@@ -17,7 +17,9 @@ import repository
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 1440, 390, 320)
+DESK = 1280  # pixels, from which on nothing scrolls but long code
+COLUMNS = 88  # of code that fits there
 SCHEMES = ("light", "dark")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -43,23 +45,32 @@ STATE = """async () => {
   };
 }"""
 
-#: What reaches over the right edge of the window, unless it can be scrolled there in a box of its own.
-OVERFLOW = """() => {
+#: What reaches over the right edge of the window, unless it can be scrolled there in a box of its own, and the boxes
+#: that hide a part of what they hold: whether they show it and the keyboard reaches them, and what is in them.
+OVERFLOW = """async () => {
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 60))));
   const width = document.documentElement.clientWidth;
   const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
   const inBox = (e) => {
-    for (let box = e; box && box !== document.body; box = box.parentElement)
+    for (let box = e.parentElement; box && box !== document.body; box = box.parentElement)
       if (scrolls(box) && box.getBoundingClientRect().right <= width + 1) return true;
     return false;
   };
-  const seen = [...document.querySelectorAll("article *")].filter((e) => e.getClientRects().length);
+  const seen = [...document.querySelectorAll("article *")].filter((e) => e.getClientRects().length
+    && !e.closest("mjx-assistive-mml, .visually-hidden"));
   const outside = seen.filter((e) => e.getBoundingClientRect().right > width + 1 && !inBox(e));
-  const clipped = seen.filter((e) => e.matches("mjx-container[display=true]")
-    && e.scrollWidth > e.clientWidth + 1 && !inBox(e));
+  const hiding = seen.filter((e) => getComputedStyle(e).overflowX !== "visible" && e.clientWidth > 0
+    && e.scrollWidth > e.clientWidth + 1 && !e.matches("mjx-container, mjx-container *, input, select"));
   return {
     page: document.scrollingElement.scrollWidth - width,
     outside: outside.map((e) => e.tagName + " " + e.textContent.slice(0, 60)),
-    clipped: clipped.map((e) => e.textContent.slice(0, 60)),
+    cut: hiding.map((e) => ({
+      kind: e.matches(".math") ? "equation" : e.closest(".cell_input") ? "code" : "output",
+      columns: Math.max(...e.textContent.split("\\n").map((line) => line.length)),
+      by: e.scrollWidth - e.clientWidth,
+      shown: getComputedStyle(e).boxShadow !== "none" && e.tabIndex === 0,
+      text: e.textContent.slice(0, 60),
+    })),
   };
 }"""
 
@@ -86,8 +97,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(site: Path) -> list[Path]:
-    """Every page, less those that only redirect or that the theme's own assets hold."""
-    return sorted(p for p in [*site.glob("*.html"), *site.glob("api/*.html")] if p.name != "index.html")
+    """Every page, less those that the theme's own assets hold and the listings of the source."""
+    return sorted([*site.glob("*.html"), *site.glob("api/*.html")])
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +119,10 @@ def chromium() -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+#: Rules of WCAG 2.1, levels A and AA.
+AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
 
 
 @dataclass
@@ -139,7 +154,7 @@ def visit(browser: Any, url: str, scheme: str) -> Visit:
     page.goto(url, wait_until="load")
     page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
     seen.state = page.evaluate(STATE)
-    for width in WIDTHS:
+    for width in WIDTHS:  # the scripts fit equations anew when the column changes
         page.set_viewport_size({"width": width, "height": 900})
         seen.overflow[width] = page.evaluate(OVERFLOW)
     page.close()
@@ -176,15 +191,35 @@ def test_every_formula_is_typeset(visits: dict[tuple[str, str], Visit]) -> None:
     assert found(visits, lambda seen: seen.state["raw"]) == {}
 
 
+def overflows(visits: dict[tuple[str, str], Visit]) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """Page, mode, width and what reaches over an edge there."""
+    for (page, mode), seen in visits.items():
+        for width, overflow in seen.overflow.items():
+            yield page, mode, width, overflow
+
+
 @pytest.mark.browser
-def test_nothing_reaches_over_the_edge_of_the_window(visits: dict[tuple[str, str], Visit]) -> None:
-    wide = {
-        (page, mode, width): overflow
-        for (page, mode), seen in visits.items()
-        for width, overflow in seen.overflow.items()
-        if overflow["page"] > 0 or overflow["outside"] or overflow["clipped"]
-    }
-    assert wide == {}
+def test_no_page_scrolls_sideways(visits: dict[tuple[str, str], Visit]) -> None:
+    wide = [(*where, found) for *where, found in overflows(visits) if found["page"] > 0 or found["outside"]]
+    assert wide == []
+
+
+@pytest.mark.browser
+def test_on_a_desk_no_equation_and_no_output_is_wider_than_its_column(visits: dict[tuple[str, str], Visit]) -> None:
+    wide = [
+        (page, mode, width, box)
+        for page, mode, width, found in overflows(visits)
+        for box in found["cut"]
+        if width >= DESK and (box["kind"] != "code" or box["columns"] <= COLUMNS)
+    ]
+    assert wide == []
+
+
+@pytest.mark.browser
+def test_what_scrolls_shows_it_and_can_be_focused(visits: dict[tuple[str, str], Visit]) -> None:
+    boxes = [(page, mode, width, box) for page, mode, width, found in overflows(visits) for box in found["cut"]]
+    assert any(box["kind"] == "equation" for *_, box in boxes), "nothing was measured"
+    assert [box for box in boxes if not box[-1]["shown"]] == []
 
 
 @pytest.mark.browser
@@ -192,6 +227,76 @@ def test_figures_load_and_are_not_dimmed_in_dark_mode(visits: dict[tuple[str, st
     assert {seen.state["theme"] for (_, mode), seen in visits.items() if mode == "dark"} == {"dark"}
     assert found(visits, lambda seen: seen.state["unloaded"]) == {}
     assert found(visits, lambda seen: seen.state["dimmed"]) == {}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("mode", SCHEMES)
+@pytest.mark.parametrize("name", ["index", "01_preface", "02_attacks_to_gradients", "notation", "bibliography"])
+def test_axe_finds_nothing(site: Path, chromium: Any, name: str, mode: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = chromium.new_page(viewport={"width": DESK, "height": 900}, color_scheme=mode)
+    page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+    page.evaluate("async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise; }")
+    found = Axe().run(page, options=AXE).response["violations"]
+    page.close()
+    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found] == []
+
+
+@pytest.mark.browser
+def test_the_figure_of_the_landing_page_answers_the_keyboard_and_stands_still_in_print(
+    site: Path, chromium: Any
+) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "index.html").as_uri(), wait_until="load")
+    note = page.locator("#fig-one-grey-level .note")
+    before = note.inner_text()
+    page.locator("#fig-one-grey-level input[type=range]").focus()
+    page.keyboard.press("End")
+    assert note.inner_text() != before
+    assert page.locator("#fig-one-grey-level .static").is_hidden()
+    page.emulate_media(media="print")
+    assert page.locator("#fig-one-grey-level .static").is_visible()
+    assert page.locator("#fig-one-grey-level .live").is_hidden()
+    page.close()
+
+
+@pytest.mark.browser
+def test_links_show_what_they_lead_to_on_this_page_and_on_another(site: Path, chromium: Any) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "01_preface.html").as_uri(), wait_until="load")
+    page.locator("article a[href*='def-vulnerability']").first.hover()
+    shown = page.locator("#book-preview")
+    shown.wait_for(state="visible")
+    assert "Definition" in shown.inner_text()
+    assert shown.locator("mjx-container").count() > 0
+    page.keyboard.press("Escape")
+    assert shown.is_hidden()
+    page.close()
+
+
+@pytest.mark.browser
+def test_proofs_fold_and_stand_open_in_print(site: Path, chromium: Any) -> None:
+    page = chromium.new_page(viewport={"width": DESK, "height": 900})
+    page.goto((site / "02_attacks_to_gradients.html").as_uri(), wait_until="load")
+    words = page.locator("div.proof.fold p").first
+    assert words.is_visible()
+    page.locator(".proof-bar button").first.click()
+    assert words.is_hidden()
+    page.emulate_media(media="print")
+    assert words.is_visible()
+    page.close()
+
+
+def test_the_site_is_light_and_says_what_it_is(site: Path) -> None:
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) <= 12e6
+    assert list(site.rglob("*.map")) == []
+    head = (site / "index.html").read_text(encoding="utf-8").split("</head>")[0]
+    for name in ("description", "og:title", "og:image", "citation_title", "citation_author"):
+        assert f'"{name}" content="' in head, name
+    for page in pages(site):
+        if page.name != "search.html":
+            assert page.relative_to(site).as_posix().replace("index.html", "") in (site / "sitemap.xml").read_text()
 
 
 class Links(HTMLParser):

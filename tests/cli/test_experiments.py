@@ -10,8 +10,8 @@ from helpers.tiny import THREE, TINY
 import advdim as ad
 from advdim.analysis import records, tables
 from advdim.cli import main
-from advdim.experiments import cost, grids, locks, runner, spec
-from advdim.experiments.engines import executors
+from advdim.experiments import cost, grids, locks, runner, spec, store
+from advdim.experiments.engines import executor
 
 pytestmark = pytest.mark.process
 
@@ -156,7 +156,9 @@ def test_cuda_where_there_is_none(elsewhere, capsys):
         ["run", "initialisation", "--engine", "ray", "--gpus", "-1"],
         ["run", "initialisation", "--engine", "processes", "--gpus", "0.5"],
         ["run", "initialisation", "--engine", "processes", "--address", "auto"],
-        ["run", "initialisation", "--jobs", "2"],
+        ["run", "initialisation", "--engine", "serial", "--jobs", "2"],
+        ["run", "initialisation", "--jobs", "9" * 99],
+        ["run", "initialisation", "--threads", "100000"],
         ["run", "initialisation", "--threads", "one"],
         ["run", "initialisation", "--first", "0"],
         ["status", "--device", "cpu"],
@@ -170,30 +172,79 @@ def test_misuse_is_status_2(arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+PROCESSES = ["--engine", "processes"]
+
+
 @pytest.mark.parametrize(
-    ("options", "jobs"), [([], 6), (["--threads", "2"], 3), (["--jobs", "2"], 2), (["--threads", "9"], 1)]
+    ("options", "jobs"),
+    [
+        ([], None),
+        (PROCESSES, 6),
+        ([*PROCESSES, "--threads", "2"], 3),
+        ([*PROCESSES, "--jobs", "2"], 2),
+        (["--jobs", "2"], 2),
+        ([*PROCESSES, "--threads", "9"], 1),
+    ],
 )
-def test_the_default_number_of_processes_fills_the_cores(free, monkeypatch, options, jobs):
+def test_the_default_number_of_processes_fills_the_cores(elsewhere, monkeypatch, options, jobs):
     asked = []
-
-    def processes(*positional, **named):
-        asked.append((*positional, named))
-        return executors.serial()
-
-    monkeypatch.setattr(executors, "cores", lambda: 6)
-    monkeypatch.setattr(executors, "processes", processes)
-    assert main(["run", "initialisation", "--device", "cpu", "--engine", "processes", *options]) == 0
-    assert asked == [(jobs, {"gpus": 0})]
+    monkeypatch.setattr(executor, "cores", lambda: 6)
+    monkeypatch.setattr(runner, "run", lambda *_, **named: asked.append(named.get("jobs")) or 0)
+    assert main(["run", "initialisation", "--device", "cpu", *options]) == 1  # the points are still to do
+    assert asked == [jobs]
 
 
-def test_a_damaged_file_is_one_line_that_names_it(elsewhere, capsys):
+def test_a_run_that_leaves_points_to_do_is_status_1(elsewhere, monkeypatch, capsys):
+    """As when the folder is taken away meanwhile: its last line said "3 to do", and its status 0, before."""
+    monkeypatch.setattr(runner, "run", lambda *_, **__: 0)
+    assert main(["run", "initialisation", "--device", "cpu"]) == 1
+    assert capsys.readouterr().out.endswith("0 done, 0 failed, 0 running, 3 to do\n")
+
+
+def test_a_damaged_file_is_named_set_aside_and_measured_again(free, elsewhere, capsys):
     file = elsewhere / "runs" / "initialisation" / f"{spec.key(THREE[2])}.json"
     file.parent.mkdir(parents=True)
     file.write_text("{")
-    for command in ("run", "status", "record"):
-        error = refused([command, "initialisation"], capsys)
-        assert str(file.relative_to(elsewhere)) in error
-        assert "delete it" in error
+    assert main(["status", "initialisation"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("runs/initialisation: 0 done, 0 failed, 0 running, 3 to do\n  damaged: ")
+    assert str(file.relative_to(elsewhere)) in out
+    assert file.name in refused(["record", "initialisation", "--out", "r.jsonl"], capsys)
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("3 done, 0 failed, 0 running, 0 to do\n")
+    assert file.name in err
+    (aside,) = (file.parent / store.ASIDE).iterdir()
+    assert aside.read_text() == "{"
+
+
+def test_status_of_a_folder_that_may_only_be_read(free, elsewhere, monkeypatch, capsys):
+    assert main(["run", "initialisation", "--device", "cpu", "--first", "2"]) == 0
+    capsys.readouterr()
+    folder = elsewhere / "runs" / "initialisation"
+    lock = locks.acquire(folder, spec.key(THREE[2]))
+    real = os.open
+
+    def read_only(path, flags, *rest, **named):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert main(["status", "initialisation"]) == 0
+    assert capsys.readouterr().out == "runs/initialisation: 2 done, 0 failed, 1 running, 0 to do\n"
+    monkeypatch.undo()
+    lock.release()
+
+
+@pytest.mark.parametrize("content", ["my thesis", '{"shared": {}}'])
+def test_a_record_is_written_where_one_may_be(free, elsewhere, content, capsys):
+    assert main(["run", "initialisation", "--device", "cpu"]) == 0
+    (elsewhere / "notes.txt").write_text(content)
+    assert "notes.txt is no record" in refused(["record", "initialisation", "--out", "notes.txt"], capsys)
+    assert (elsewhere / "notes.txt").read_text() == content
+    for _ in range(2):
+        assert main(["record", "initialisation", "--out", "record.jsonl"]) == 0
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(free, elsewhere, monkeypatch, capsys):

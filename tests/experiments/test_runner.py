@@ -156,8 +156,8 @@ def test_the_bar_tells_the_time_left_and_each_point_has_a_line(tmp_path, measure
 
 def test_other_data_on_a_workers_machine_are_a_failure(tmp_path, measured):
     for checksum, status in ((ad.data.checksum("digits"), "done"), ("sha256:other", "failed"), (None, "done")):
-        record = runner._measure(runner.Job(TINY, "cpu", 1, None, tmp_path / "checkpoint", checksum))
-        assert record["status"] == status
+        outcome = runner._measure(runner.Job(TINY, "cpu", 1, None, tmp_path / "checkpoint", checksum))
+        assert outcome.record["status"] == status
     assert len(measured) == 2
 
 
@@ -178,6 +178,28 @@ def hang(*paths):
 os.replace = hang
 run(Path(sys.argv[1]))
 """
+
+
+def test_points_of_other_data_are_not_mixed_with_new_ones(tmp_path, measured, monkeypatch):
+    """One record could hold two versions of the data, a shard having been added between two runs."""
+    assert run(tmp_path, THREE[:2]) == 0
+    monkeypatch.setattr(ad.data, "checksum", lambda name, root: "one.tar=aa two.tar=bb")
+    with pytest.raises(ValueError, match=rf"{spec.key(TINY)}\.json was measured on other data .*sha256:.*two\.tar=bb"):
+        run(tmp_path)
+    assert states(tmp_path) == ["done", "done", "to do"]
+    assert run(tmp_path, THREE[:2]) == 0  # nothing to do, for which nobody needs the data
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [None, {}, [1.0], {"l1": 1.0}, {"l1": [1.0]}, {"l1": [1.0, float("nan")]}, {"l1": [1.0, None]}, {"l1": ["1", "2"]},
+     {"l1": [True, 1.0]}],
+)  # fmt: skip
+def test_metrics_that_are_none_fail_with_their_point(tmp_path, monkeypatch, metrics):
+    """Such went through before, or ended the sweep without the name of the point."""
+    monkeypatch.setattr(runner, "measure", lambda s, *_: metrics if s == TINY else {"l1": [1.0, 2.0]})
+    assert run(tmp_path) == 1
+    assert states(tmp_path) == ["failed", "done", "done"]
 
 
 @pytest.mark.process

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 from helpers.tiny import THREE, TINY
@@ -14,8 +15,12 @@ from advdim.experiments import recorded, spec, store
 NAME = spec.key(TINY)
 
 
+WHERE = dict.fromkeys(("command", "date", "commit", "device", "torch", "python"), "x") | {"seconds": 1.5}
+
+
 def done(s=TINY, value=1.0):
-    return {"spec": spec.as_dict(s), "status": "done", "metrics": {"l1": [value, 1 / 3]}}
+    metrics = {"l1": [value, 1 / 3]}
+    return {"spec": spec.as_dict(s), "status": "done", "metrics": metrics, "data": "sha256:a", "provenance": WHERE}
 
 
 def test_round_trip_of_a_point(tmp_path):
@@ -39,15 +44,64 @@ def test_round_trip_of_a_point(tmp_path):
         json.dumps({"spec": spec.as_dict(TINY), "status": "done"}).encode(),
         json.dumps({"spec": spec.as_dict(TINY), "status": "failed"}).encode(),
         json.dumps(done(THREE[1])).encode(),
+        json.dumps({**done(), "checksum": "0"}).encode(),
+        json.dumps({**done(), "chfcksum": "0"}).encode(),
+        json.dumps({**done(), "metrics": None}).encode(),
+        json.dumps({**done(), "metrics": {}}).encode(),
+        json.dumps({**done(), "metrics": []}).encode(),
+        json.dumps({**done(), "metrics": {"l1": [1.0]}}).encode(),
+        json.dumps({**done(), "metrics": {"l1": [1.0, 2.0], "l2": [1.0, 2.0, 3.0]}}).encode(),
+        json.dumps({**done(), "metrics": {"l1": [1.0, "2"]}}).encode(),
+        json.dumps({**done(), "metrics": {"l1": [1.0, float("nan")]}}).encode(),
+        json.dumps({**done(), "data": None}).encode(),
+        json.dumps({**done(), "provenance": {}}).encode(),
+        json.dumps({**done(), "provenance": WHERE | {"seconds": "1"}}).encode(),
+        b"[" * 100_000,
         json.dumps({**done(), "spec": [1]}).encode(),
     ],
 )
 def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, content):
     file = tmp_path / f"{NAME}.json"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{NAME}.json.*delete it"):
+    with pytest.raises(store.DamagedPointError, match=f"{NAME}.json.*the next run sets it aside"):
         store.load(tmp_path, NAME)
     assert file.read_bytes() == content
+
+
+def test_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    """7 of 40 changed a record before."""
+    store.save(tmp_path, NAME, done())
+    file = tmp_path / f"{NAME}.json"
+    content, noticed = file.read_bytes(), 0
+    for bit in random.Random(0).sample(range(8 * len(content)), 400):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            assert store.load(tmp_path, NAME) == done()  # white space, or 0.5 for .5e0
+        except store.DamagedPointError:
+            noticed += 1
+    assert noticed > 300
+
+
+def test_a_point_of_an_earlier_version_has_no_checksum_and_is_validated(tmp_path):
+    (tmp_path / f"{NAME}.json").write_text(json.dumps(done()))
+    assert store.load(tmp_path, NAME) == done()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_no_point(tmp_path, kind):
+    {"pipe": os.mkfifo, "folder": os.mkdir}[kind](tmp_path / f"{NAME}.json")
+    with pytest.raises(store.DamagedPointError, match=f"is a .*{kind}"):
+        store.load(tmp_path, NAME)
+
+
+def test_what_is_set_aside_stays(tmp_path):
+    for content in ("a", "b"):
+        (tmp_path / f"{NAME}.json").write_text(content)
+        store.set_aside(tmp_path, tmp_path / f"{NAME}.json")
+        store.clean(tmp_path)
+    assert sorted(file.read_text() for file in (tmp_path / store.ASIDE).iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
@@ -129,7 +183,7 @@ def test_a_record_is_sorted_text_whatever_the_order(tmp_path):
     assert (tmp_path / "a.jsonl").read_text() == text
     lines = text.splitlines()
     assert len(lines) == 4
-    assert lines[1:] == sorted(lines[1:])
+    assert [json.loads(line)["spec"]["network"]["width"] for line in lines[1:]] == [10, 8, 9]  # as text
     shared = json.loads(lines[0])["shared"]
     assert shared["spec"]["images"] == points[0]["spec"]["images"]
     assert "images" not in lines[1]
@@ -142,6 +196,51 @@ def test_a_record_is_sorted_text_whatever_the_order(tmp_path):
     assert "6.66667e-08" in text
     records.write_record(tmp_path / "again.jsonl", found, read)  # rounding once is rounding for good
     assert (tmp_path / "again.jsonl").read_text() == text
+
+
+def test_the_order_is_that_of_specs_and_not_of_times(tmp_path):
+    points = [done(s) | {"provenance": WHERE | {"seconds": 1.0 + i}} for i, s in enumerate(THREE)]
+    again = [done(s) | {"provenance": WHERE | {"seconds": 9.0 - i}} for i, s in enumerate(THREE)]
+    texts = []
+    for run in (points, again):
+        records.write_record(tmp_path / "a.jsonl", {}, run)
+        texts.append([json.loads(line)["spec"] for line in (tmp_path / "a.jsonl").read_text().splitlines()[1:]])
+    assert texts[0] == texts[1]
+
+
+def test_a_record_has_one_version_of_the_data(tmp_path):
+    points = [done(), done(THREE[1]) | {"data": "sha256:b"}]
+    with pytest.raises(ValueError, match="two versions of digits, sha256:a and sha256:b"):
+        records.write_record(tmp_path / "a.jsonl", {}, points)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "empty", "folder", "pipe", "link", "device"])
+def test_a_record_replaces_records_alone(tmp_path, kind):
+    path = tmp_path / "notes"
+    make = {
+        "text": lambda: path.write_text("my thesis\n"),
+        "json": lambda: path.write_text('{"shared": {}}\n{"a": 1}\n'),
+        "empty": path.touch,
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "link": lambda: path.symlink_to(tmp_path / "elsewhere"),
+        "device": lambda: None,
+    }
+    make[kind]()
+    path = Path("/dev/null") if kind == "device" else path
+    before = path.lstat()
+    with pytest.raises(ValueError, match=f"{path} is .*another name|{path} is a link"):
+        records.write_record(path, {}, [done()])
+    assert (path.lstat().st_ino, path.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", "[" * 100_000, '{"shared": {}}', '{"shared": {}}\n{"a": 1}'])
+def test_what_is_no_record_is_one_line_that_names_it(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.jsonl is no record of an experiment") as caught:
+        records.read_record_file(tmp_path / "a.jsonl")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", ["failed", "missing", "to do"])

@@ -318,7 +318,8 @@ def test_core_hours_grow_with_the_work():
 
 def test_a_record_brings_the_points_back(measured, tmp_path):
     """What is committed is enough to go on from, on another machine: to six digits."""
-    done = {"spec": spec.as_dict(SMALL), "status": "done", "metrics": measured, "provenance": {"seconds": 1.0}}
+    where = dict.fromkeys(("command", "date", "commit", "device", "torch", "python"), "x") | {"seconds": 1.0}
+    done = {"spec": spec.as_dict(SMALL), "status": "done", "metrics": measured, "data": "d", "provenance": where}
     other = done | {"spec": spec.as_dict(replace(SMALL, base_size=16))}
     records.write_record(tmp_path / "r.jsonl", {"cut_short": "2 of 3 points"}, [done, other])
     header, points = records.read_record((tmp_path / "r.jsonl").read_text())

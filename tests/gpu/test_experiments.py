@@ -17,11 +17,11 @@ pytestmark = pytest.mark.gpu
 
 AT_START = AtInitialisation(Images("digits", 8, "copy", 4), Network("conv_strided", width=4, depth=2), seeds=1)
 TRAINED = AfterTraining(
-    Images("digits", 16, "copy", 8),
+    Images("digits", 16, "copy", 4),
     Network("conv_strided", init="torch", width=4, depth=3, batch_norm=True, normalise="batch"),
     ad.train.Recipe("gradient-l1", 0.01, epochs=1, batch_size=10, lr=0.01),
     20,
-    8,
+    4,
     eps=0.02,
     experiment="4.1",
 )
@@ -52,8 +52,8 @@ def test_a_point_after_training_agrees_with_the_cpu():
     assert found["initial"]["l1"] == pytest.approx(expected["initial"]["l1"], rel=1e-3)
     shares = [name for name in expected if name.endswith(("vulnerability", "accuracy", "found"))]
     assert len(shares) == 4 * 2 + 2 * 3 + 1
-    for name in shares:  # of 8 images
-        assert found[name] == pytest.approx(expected[name], abs=0.26), name
+    for name in shares:  # of 4 images
+        assert found[name] == pytest.approx(expected[name], abs=0.51), name
     assert found["deepfool-l2_found"] == pytest.approx(1)
     assert found["deepfool-linf_found"] == pytest.approx(1)
 

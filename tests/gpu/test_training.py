@@ -46,7 +46,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("method", METHODS)
 def test_training_agrees_with_the_cpu(method):
     """The draws come from the CPU, whatever the device."""
-    assert_same(trained("cuda", recipe(method)), trained("cpu", recipe(method)))
+    assert_same(trained("cuda", recipe(method, epochs=1)), trained("cpu", recipe(method, epochs=1)))
 
 
 def test_images_may_be_numbers_on_the_device_already():
@@ -61,17 +61,15 @@ def test_schedules_agree_with_the_cpu(options):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("method", ["none", "gradient-l1", "augment-linf", "pgd-linf", "cross-lipschitz-random"])
+@pytest.mark.parametrize("method", ["none", "gradient-l1", "pgd-linf"])
 def test_training_in_float32_and_bf16_stays_near_the_cpu(method, bf16):
     """The loss, which is the history's second column; on a GPU float32 is TF32."""
-    loss, options = 1, {"bf16": bf16, "epochs": 1}
-    before = start().float()
-    found, again, expected = (
-        trained(device, recipe(method, **options), net=copy.deepcopy(before)) for device in ("cuda", "cuda", "cpu")
-    )
-    assert all(value.isfinite().all() for value in found[0].values())
-    torch.testing.assert_close(found[1][:, loss], expected[1][:, loss], rtol=0.1 if bf16 else 0.02, atol=0)
-    torch.testing.assert_close(again[1][:, loss], found[1][:, loss], rtol=0.1 if bf16 else 0.02, atol=0)
+    loss, options, before = 1, {"bf16": bf16, "epochs": 1}, start().float()
+    devices = ("cpu", "cuda", "cuda") if bf16 else ("cpu", "cuda")
+    expected, *found = (trained(device, recipe(method, **options), net=copy.deepcopy(before)) for device in devices)
+    for weights, history in found:
+        assert all(value.isfinite().all() for value in weights.values())
+        torch.testing.assert_close(history[:, loss], expected[1][:, loss], rtol=0.1 if bf16 else 0.02, atol=0)
 
 
 def test_bf16_is_another_arithmetic():
@@ -103,8 +101,8 @@ class InterruptedRunError(Exception):
 
 @pytest.mark.parametrize("to", ["cpu", "cuda"])
 @pytest.mark.parametrize("begun", ["cpu", "cuda"])
-@pytest.mark.parametrize("method", ["none", "cross-lipschitz-random"])
-def test_a_run_resumes_on_either_device(method, begun, to, tmp_path):
+def test_a_run_resumes_on_either_device(begun, to, tmp_path):
+    method = "cross-lipschitz-random"  # whose draws go on where they stopped, as those of augmentation do
     expected = trained(begun, recipe(method))
     net, passes = start(), iter(range(1000))
 

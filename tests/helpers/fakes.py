@@ -3,6 +3,7 @@
 ``plan.json`` in the folder of points says what each attempt at the point of a width does; ``log`` tells what was done.
 """
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import torch
 
+import advdim
 from advdim import cli
 from advdim.data.folders import MissingDataError
 from advdim.experiments import grids, runner, spec, store
@@ -52,12 +55,20 @@ def run(point, device, root, checkpoint):
         time.sleep(0.05)
     while what == "meet" and not {("w8", "begun"), ("w9", "begun")} <= set(log(folder)):
         time.sleep(0.05)
+    if what == "full":
+        os.fsync = full_disk
+    if what == "lose the device":
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
     if what == "raise":
         raise ValueError(f"l1 = nan for {width}")
     if what == "missing":
         raise MissingDataError("no split 'train'")
     note(folder, width, "done")
     return {"l1": [1.0, float(point.network.width)]}
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def note(folder, *words):
@@ -77,7 +88,8 @@ def main(arguments):
     return cli.main(arguments)
 
 
-TESTS = str(Path(__file__).parents[1])  # where processes find this module, by its name
+#: Where processes find this module, by its name, and the package that is tested.
+TESTS = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(advdim.__file__).parents[1]))
 
 
 def _hear_ctrl_c():
@@ -115,7 +127,7 @@ def family(process):
         return []
 
 
-def eventually(condition, seconds=120):
+def eventually(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -116,8 +116,8 @@ class CUDATensor(torch.Tensor):
         args, kwargs = [_disguised(a) for a in args], {name: _disguised(a) for name, a in kwargs.items()}
         return super().to(*args, **kwargs)
 
-    def cuda(self, device="cuda", non_blocking=False):
-        return self.to(_on_cuda(device), non_blocking=non_blocking)
+    def cuda(self, device=None, non_blocking=False):
+        return self.to(_on_cuda(device or "cuda"), non_blocking=non_blocking)
 
     def is_pinned(self, device=None):
         return False

@@ -164,3 +164,15 @@ def test_each_flag_is_raised_by_its_own_offence():
     confident[1].bias.data = torch.tensor([50.0, -50.0], dtype=torch.float64)
     flags = measure.evaluate(confident, x, torch.zeros_like(y), x, p=INF, eps=0.1).flags
     assert flags == CLEAN | {"saturated": 1, "no gradient": 1}
+
+
+def test_the_largest_size_that_is_no_offence():
+    """Rounding may add 4 units of the last place, of eps and of the image's own size: a difference of large numbers."""
+    net, x, y = linear()
+    net, x = net.float(), x.float()
+    x[:, 0, 0, 0] = 0.75  # the largest: the norm of each image, for p = inf
+    slack = 4 * torch.finfo(torch.float32).eps * (0.125 + 0.75)
+    for share, flagged in ((0.85, 0), (1.15, 1)):
+        attacked = x.clone()
+        attacked[:, 0, 0, 0] += 0.125 + share * slack
+        assert measure.evaluate(net, x, y, attacked, p=INF, eps=0.125).flags["too large"] == flagged

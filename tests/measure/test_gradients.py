@@ -187,3 +187,14 @@ def test_batch_norm_without_running_statistics_is_warned_of_in_eval_mode_too():
     x, y = batch()
     with pytest.warns(UserWarning, match="BatchNorm2d"):
         measure.input_gradients(net, x, y)
+
+
+def test_the_warning_of_a_fresh_batch_norm_names_calibration():
+    """In eval mode, with the statistics it came with, it would do nothing, and exponents can turn round."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).double()
+    x, y = batch()
+    with pytest.warns(UserWarning, match=r"calibrate_batch_norm\(model, x\)"):
+        measure.gradient_norms(net, x, y)
+    models.calibrate_batch_norm(net, x)
+    with pytest.warns(UserWarning, match=r"call model\.eval\(\) first$"):
+        measure.gradient_norms(net, x, y)

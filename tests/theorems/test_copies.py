@@ -85,6 +85,32 @@ def test_training_on_copies_is_training_on_small_images(small_images, kappa, rat
     assert (large(up(z)) - small(z)).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("power", [1, 2], ids=["kappa = s", "kappa = s^2"])
+def test_adam_on_copies_is_adam_on_small_images_at_another_rate(small_images, power):
+    """Part 4: V has the rate s^2 / kappa times that of W, and kappa times its constant."""
+    z, y = small_images
+    kappa, lr, eps = S**power, 0.01, 1e-6
+    large = mlp(S * SIZE, kappa)
+    v = S**2 * F.avg_pool2d(first(large).weight.detach().view(-1, 2, S * SIZE, S * SIZE), S) / kappa
+
+    def small_trained(rate, constant):
+        small = mlp(SIZE, 1)
+        with torch.no_grad():
+            for a, b in zip(large.parameters(), small.parameters(), strict=True):
+                b.copy_(v.flatten(1) if a.shape != b.shape else a)
+        own = first(small).weight
+        rest = [parameter for parameter in small.parameters() if parameter is not own]
+        groups = [{"params": rest}, {"params": [own], "lr": rate, "eps": constant}]
+        train(small, z, y, RECIPE, lambda _: torch.optim.Adam(groups, lr=lr, eps=eps))
+        return small(z)
+
+    predicted, same_rate = small_trained(lr * S**2 / kappa, kappa * eps), small_trained(lr, kappa * eps)
+    train(large, up(z), y, RECIPE, lambda parameters: torch.optim.Adam(parameters, lr=lr, eps=eps))
+    assert (large(up(z)) - predicted).abs().max() < 1e-10
+    apart = (predicted - same_rate).abs().max()
+    assert apart > 0.05 if power == 1 else apart < 1e-10  # with kappa = s, the training depends on s
+
+
 def test_the_gradient_off_the_copies_is_as_predicted_after_training(small_images):
     # Given the signal beta, it is Gaussian of covariance (2/d) |beta|^2 (I - P): 200 draws of the part W_0 (I - P).
     z, y = small_images

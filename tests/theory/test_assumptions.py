@@ -1,6 +1,7 @@
 """Which of the theorem's assumptions a network meets, and what is refused."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -166,21 +167,105 @@ def test_symmetry_says_how_much_of_the_l_1_norm_is_missing():
     [
         ([nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2)], "Sigmoid"),
         ([nn.Flatten(), nn.Linear(16, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)], "LayerNorm"),
-        ([nn.Sequential(nn.Flatten(), nn.Linear(16, 2))], "Sequential"),
         ([nn.Flatten()], "no weights"),
-        ([nn.MaxPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.AvgPool2d(3, 2, padding=1), nn.Flatten(), nn.Linear(4, 2)], "padding"),
         ([nn.MaxPool2d(3, 2, ceil_mode=True), nn.Flatten(), nn.Linear(4, 2)], "ceil_mode"),
     ],
 )
-def test_unknown_layers_are_refused_by_name(layers, match):
+def test_unknown_layers_are_named(layers, match):
     net = nn.Sequential(*layers)
-    for call in (lambda: theory.path_second_moment(net, (1, 4, 4)), lambda: theory.check_assumptions(net)):
+    with pytest.raises(TypeError, match=match):
+        theory.path_second_moment(net, (1, 4, 4))
+    if match == "no weights":
         with pytest.raises(TypeError, match=match):
-            call()
+            theory.check_assumptions(net)
+    elif match != "Sequential":  # which is unrolled
+        report = theory.check_assumptions(net)
+        assert not report.hold
+        assert report["S"].status == "not covered"
+        assert match in report["H1"].why
 
 
-def test_networks_that_are_no_sequence_or_have_no_shape_are_refused():
+def test_nesting_identities_and_sleeping_dropout_change_no_judgement():
+    net = conv(padding="circular")
+    *body, readout = list(net)
+    nested = nn.Sequential(nn.Sequential(nn.Identity(), nn.Sequential(*body)), nn.Dropout(0.5), readout).eval()
+    plain, found = theory.check_assumptions(net), theory.check_assumptions(nested, net.image_shape)
+    assert str(found) == str(plain)
+    assert theory.check_assumptions(nested.train(), net.image_shape)["H1"].status == "not covered"
+
+
+def test_an_average_over_all_places_is_one_over_a_window():
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.Linear(4, 10)
+    nets = [
+        nn.Sequential(first, nn.ReLU(), pool, nn.Flatten(), last) for pool in (nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(8))
+    ]
+    adaptive, windows = (theory.check_assumptions(net, (1, 8, 8)) for net in nets)
+    assert str(adaptive) == str(windows)
+    assert adaptive["H5"].status == "fails"
+
+
+def test_whether_training_correlated_somebody_elses_weights_is_unknown():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(20):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(images(10, 1, 8, 8).float()), torch.arange(10)).backward()
+        optimiser.step()
+    report = theory.check_assumptions(net, (1, 8, 8))
+    assert {report["H4"].status, report["H5"].status} == {"unknown"}
+    assert "cannot be seen" in str(report)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.last = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.last((x + self.inside(x).relu()).flatten(1))
+
+
+def test_branches_are_shown_by_tracing_and_not_covered():
+    report = theory.check_assumptions(Residual())
+    assert not report.hold
+    assert report["H2"].status == "not covered"
+    assert "meet again in 1 sums" in report["H2"].why
+    assert report["H4"].status == "unknown"
+
+
+def test_a_network_that_cannot_be_traced_is_said_to_be_so():
+    class Decides(Residual):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+    assert "could not be traced" in theory.check_assumptions(Decides())["H2"].why
+
+
+def test_gelu_is_no_relu():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
+    assert theory.check_assumptions(net, (1, 8, 8))["H1"].status == "fails"
+    assert "GELU is no ReLU" in str(theory.check_assumptions(net, (1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), "Sequential"),
+        (nn.MaxPool2d(3, 2, padding=1), "padding"),
+        (nn.Linear(3, 2), "Linear"),
+    ],
+)
+def test_assumptions_of_networks_that_are_no_plain_sequence_are_refused(layer, match):
+    """Their path sums are known, but (H1) to (H5) are judged for sequences only."""
+    net = layer if isinstance(layer, nn.Linear) else nn.Sequential(layer, nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(TypeError, match=match):
+        theory.check_assumptions(net, (1, 4, 4))
+
+
+def test_networks_that_have_no_shape_are_refused():
     with pytest.raises(TypeError, match="Linear"):
         theory.path_second_moment(nn.Linear(3, 2), (1, 1, 3))
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -199,3 +284,22 @@ def test_only_padding_that_adds_zeros_lowers_the_in_degree(padding, status):
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=padding), nn.ReLU(), nn.Flatten(), nn.Linear(4 * side**2, 2))
     initialise.he_(net, torch.Generator().manual_seed(0))
     assert theory.check_assumptions(net, image_shape=(1, 8, 8))["H3"].status == status
+
+
+@pytest.mark.parametrize(("init", "ratio", "layers"), [("torch", 1 / 6, "1, 2, 3"), ("he_unit", 0.5, "3")])
+def test_the_ratio_of_variances_is_printed(init, ratio, layers):
+    """Uniform weights in +-1 / sqrt(n) have variance 1 / (3 n), a sixth of He's; a readout of unit gain has half."""
+    net = models.build("mlp", (1, 16, 16), 40, init=init, width=200)
+    why = theory.check_assumptions(net)["H3"].why
+    said = re.search(r"the variance is (\S+) times 2 / in-degree in weight layer (.*)$", why)
+    assert float(said[1]) == pytest.approx(ratio, rel=0.04)
+    assert said[2] == layers
+
+
+def test_pooling_windows_within_the_image_are_taken_and_others_refused():
+    layers = lambda **options: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2, **options), nn.Flatten())  # noqa: E731
+    for inside in ({}, {"padding": 0}, {"padding": (0, 0)}):
+        theory.path_second_moment(nn.Sequential(*layers(**inside), nn.Linear(18, 2)), (1, 8, 8))
+    for over in ({"padding": 1}, {"padding": (1, 0)}, {"padding": (0, 1)}, {"padding": (1, 1)}, {"ceil_mode": True}):
+        with pytest.raises(TypeError, match="over the border"):
+            theory.path_second_moment(nn.Sequential(*layers(**over), nn.Linear(18, 2)), (1, 8, 8))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from helpers.training import fit
 
 from advdim import data, models, train
-from advdim.train import Recipe
+from advdim.train import Recipe, checkpoint
 
 PGD = Recipe("pgd-linf", 0.05, epochs=3, batch_size=32, augment=True, validation=0.1, keep="best", seed=4)
 RECIPES = {
@@ -154,8 +155,28 @@ def test_a_truncated_checkpoint_is_refused(digits, tmp_path, share):
     fit(conv(), digits, recipe, checkpoint=path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"run\.pt is no readable checkpoint: delete it"):
+    with pytest.raises(ValueError, match=r"run\.pt is no readable checkpoint .*: delete it"):
         fit(conv(), digits, recipe, checkpoint=path)
+
+
+def test_every_flipped_bit_is_noticed(digits, tmp_path):
+    """torch.load notices none of them in the weights."""
+    path, recipe = tmp_path / "run.pt", Recipe(epochs=1)
+    fit(conv(), digits, recipe, checkpoint=path)
+    content = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 40):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(checkpoint.DamagedCheckpointError, match=r"run\.pt is no readable checkpoint .*checksum"):
+            fit(conv(), digits, recipe, checkpoint=path)
+        assert path.read_bytes() == flipped
+
+
+def test_a_pipe_is_no_checkpoint(digits, tmp_path):
+    os.mkfifo(tmp_path / "run.pt")
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"run\.pt is a pipe"):
+        fit(conv(), digits, Recipe(epochs=1), checkpoint=tmp_path / "run.pt")
 
 
 @pytest.mark.parametrize("content", [b"epoch 3\n", None, [1, 2], {"identity": 1}])

@@ -1,6 +1,6 @@
 """What comes out of measurements: power laws, single curves, ratios, tables of records, figures."""
 
-from . import figures
+from . import figures, interactive, playgrounds
 from .power_law import Interval, PowerLaw, exponent, exponent_difference, mean_interval
 from .records import recorded
 from .single_curve import GeometricMeanRatio, SingleCurveFit, fit_single_curve, geometric_mean_ratio
@@ -19,7 +19,9 @@ __all__ = [
     "figures",
     "fit_single_curve",
     "geometric_mean_ratio",
+    "interactive",
     "mean_interval",
+    "playgrounds",
     "recorded",
     "runs",
     "series",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,70 @@ METHODS: dict[str, tuple[str, str, int]] = {
     "cross-lipschitz": ("cross-Lipschitz", "P", 4),
     "cross-lipschitz-random": ("cross-Lipschitz", "P", 4),
 }
+
+
+#: The colour of what is not a training method, in all figures: networks by their last layer, laws, attacks.
+#:
+#: :meta hide-value:
+COLOURS: dict[str, str] = {
+    "law": "#4d4d4d",  # what a theorem says, dashed
+    "fully connected": "#332288",
+    "convolutional": "#117733",
+    "average": "#aa4499",
+    "maximum": "#998800",
+    "attack": "#c2410c",  # as in the figures to play with
+    "gradient": "#1d5fa8",
+    "random": "#6b6b6b",
+}
+
+#: Width of the column of text, in inches of 100 pixels: a figure of this width is shown in its own size.
+COLUMN = 7.2
+
+
+def style() -> None:
+    """Set the style of every figure, at two pixels for one of the screen: sharp, and 9 pixels of type or more.
+
+    A figure as wide as :data:`COLUMN` fills the column; notebooks and the site show it at half its pixels.
+    """
+    import matplotlib.pyplot as plt
+
+    setup()
+    plt.rcParams.update(
+        {
+            "figure.figsize": (COLUMN, 4.0),
+            "font.size": 10,
+            "axes.labelsize": 10,
+            "axes.titlesize": 11,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.title_fontsize": 9,
+        }
+    )
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # no notebook
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("retina")
+
+
+def size_axis(ax: Any, sides: Iterable[int], which: str = "x") -> None:
+    """Label a logarithmic axis with the image's side in pixels: where the data lie, and nowhere else.
+
+    Args:
+        ax: the axes.
+        sides: sides in pixels, the places on the axis.
+        which: "x" or "y".
+    """
+    from matplotlib import ticker
+
+    shown = sorted(set(sides))
+    ax.set(**{f"{which}scale": "log", f"{which}label": "image size (px)"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_minor_locator(ticker.NullLocator())
+    axis.set_ticks(shown, [f"{side:g}" for side in shown])
 
 
 def setup() -> None:
@@ -79,10 +144,11 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
 
     Args:
         ax: the axes to draw on.
-        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it.
+        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it; if there is a column
+            ``size``, the axis is labelled by it, in pixels.
         y: the column on the vertical axis: its mean over runs, and a bar over their range.
         by: the column that tells the lines apart, in the order of first appearance.
-        guide: whether to draw a dashed line of slope 1, the square-root law, from the first line's first mean.
+        guide: whether to draw a dashed line of slope 1, the square-root law, from each line's first mean.
     """
     import numpy as np
     import seaborn as sns
@@ -91,15 +157,17 @@ def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True
     for place, (name, own) in enumerate(table.groupby(by, sort=False)):
         found = own.groupby("d")[y].agg(["mean", "min", "max"])
         side, means = np.sqrt(found.index), found["mean"]
-        if guide and place == 0:
+        if guide:  # one entry in the legend for all
             law = means.iloc[0] * side / side[0]
-            ax.plot(side, law, "k--", linewidth=1, label=r"$\propto \sqrt{d}$")
+            colour, label = ("k", r"$\propto \sqrt{d}$") if place == 0 else (palette[place], "_")
+            ax.plot(side, law, "--", color=colour, linewidth=1, label=label, zorder=1)
         bars = np.stack([means - found["min"], found["max"] - means])
         look = {"color": palette[place], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
         ax.errorbar(side, means, bars, label=str(name), linewidth=1.5, **look)
     log_axes(ax)
-    ax.set_xticks(np.sqrt(sorted(set(table["d"]))), [f"{np.sqrt(d):.0f}" for d in sorted(set(table["d"]))])
-    ax.set(xlabel=r"$\sqrt{d}$", ylabel=y)
+    pixels = table.groupby("d")["size"].first() if "size" in table else np.sqrt(table.groupby("d")["d"].first())
+    ax.set_xticks(np.sqrt(pixels.index), [f"{side:.0f}" for side in pixels])
+    ax.set(xlabel="image size (px)" if "size" in table else r"$\sqrt{d}$", ylabel=y)
 
 
 def log_axes(ax: Any, which: str = "xy") -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..data.atomic import write_text
+from ..data.layout import require_file
 
 Record = dict[str, Any]
 
+#: What is told of where and when a number comes from, and of which type.
+PROVENANCE: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("command", "date", "commit", "device", "torch", "python"), str),
+    "seconds": (int, float),
+}
+
 
 def write_record(path: Path, header: Record, points: list[Record]) -> None:
-    """Write the compact record of an experiment: a header line, then one line per point, sorted.
+    """Write the compact record of an experiment: a header line, then one line per point, in order of their specs.
 
     The fields that all points agree on (their provenance, mostly) stand once, in the header's ``shared``.
 
@@ -23,7 +31,8 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
         points: the records of points, all done.
 
     Raises:
-        ValueError: if there are no points, or one of them is not done.
+        ValueError: if there are no points, one of them is not done or has a number that is not finite, two were
+            measured on different versions of a data set, or ``path`` is something else than a record.
         OSError: if the file cannot be written; the message names it, and an older file stays as it was.
     """
     if not points:
@@ -31,20 +40,67 @@ def write_record(path: Path, header: Record, points: list[Record]) -> None:
     undone = [p for p in points if p["status"] != "done"]
     if undone:
         raise ValueError(f"{len(undone)} points are not done, the first of them {undone[0]['spec']}: run them again")
+    _check_data(points)
+    _check_replaceable(path)
+    points = sorted(points, key=lambda point: json.dumps(point["spec"], sort_keys=True))
     flat = [_flat(_rounded(point)) for point in points]
     shared = {k: v for k, v in flat[0].items() if all(k in point and point[k] == v for point in flat)}
     own = [{k: v for k, v in point.items() if k not in shared} for point in flat]
-    lines = sorted(json.dumps(_nested(point), sort_keys=True, allow_nan=False) for point in own)
+    try:
+        lines = [json.dumps(_nested(point), sort_keys=True, allow_nan=False) for point in own]
+        first = json.dumps(header | {"shared": _nested(shared)}, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: a number is not finite, and JSON has no such ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = json.dumps(header | {"shared": _nested(shared)}, sort_keys=True, allow_nan=False)
     write_text(path, "\n".join([first, *lines]) + "\n")
 
 
 def read_record(text: str) -> tuple[Record, list[Record]]:
-    """Header and points of the text that :func:`write_record` wrote, each point whole again."""
-    header, *points = (json.loads(line) for line in text.splitlines())
-    shared = _flat(header.pop("shared"))
-    return header, [_nested(shared | _flat(point)) for point in points]
+    """Header and points of the text that :func:`write_record` wrote, each point whole again.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
+    try:
+        header, *points = (json.loads(line) for line in text.splitlines())
+        shared = _flat(header.pop("shared"))
+        points = [_nested(shared | _flat(point)) for point in points]
+        if not points or not all(isinstance(point["spec"], dict) for point in points):
+            raise ValueError("no points in it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no record of an experiment: {type(error).__name__}: {str(error)[:80]}") from error
+    return header, points
+
+
+def read_record_file(path: Path) -> tuple[Record, list[Record]]:
+    """As :func:`read_record`; the error names the file."""
+    require_file(path)
+    try:
+        return read_record(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from error
+
+
+def _check_data(points: list[Record]) -> None:
+    versions: dict[str, str] = {}
+    for point in points:
+        name, now = point["spec"].get("images", {}).get("data", ""), str(point.get("data"))
+        if versions.setdefault(name, now) != now:
+            raise ValueError(
+                f"points were measured on two versions of {name}, {versions[name]} and {now}: run them "
+                "again on one, in another folder"
+            )
+
+
+def _check_replaceable(path: Path) -> None:
+    """A typing error must cost no file: what is there already is another record, or stays."""
+    if os.path.lexists(path):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link: give the name of the record itself")
+        try:
+            read_record_file(path)
+        except ValueError as error:
+            raise ValueError(f"{error}: it is not replaced, give another name") from error
 
 
 def recorded(name: str) -> tuple[Record, list[Record]]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+MOST_THREADS = 256  # of one point
+
 
 def register(groups: Any) -> None:
     """Add the group of commands to the parser."""
@@ -24,10 +26,12 @@ def register(groups: Any) -> None:
     run.add_argument("--device", help="cpu, cuda or mps (default: the best at hand)")
     run.add_argument("--root", metavar="DIR", help="the data root; default: $ADVDIM_DATA, else the user's cache folder")
     run.add_argument(
-        "--engine", choices=("serial", "processes", "ray"), default="serial", help="what computes (default: serial)"
+        "--engine",
+        choices=("serial", "processes", "ray"),
+        help="what computes (default: serial; with --jobs processes)",
     )
     run.add_argument("--jobs", type=_count, metavar="N", help="points at a time (default: what fits cores or GPUs)")
-    run.add_argument("--threads", type=_count, metavar="N", default=1, help="threads per point (default: 1)")
+    run.add_argument("--threads", type=_threads, metavar="N", default=1, help="threads per point (default: 1)")
     run.add_argument("--address", help="of a Ray cluster: HOST:PORT, or auto (default: start one on this machine)")
     run.add_argument("--gpus", type=_share, metavar="SHARE", help="of a GPU, per point on a Ray cluster, as 0.5")
     run.add_argument("--first", type=_count, metavar="N", help="only the first N points of the grid (default: all)")
@@ -65,8 +69,14 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number from 1, got {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if _count(text) > MOST_THREADS:  # a process has to start them all
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_THREADS}, got {text}")
     return int(text)
 
 
@@ -87,56 +97,55 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.misuse("--address and --gpus go with --engine ray")
     if arguments.engine == "serial" and arguments.jobs:
         arguments.misuse("--jobs goes with --engine processes or ray")
-    points, folder = _points(arguments)
-    points = points[: arguments.first]
-    engine, where = _engine(arguments)
+    grid, folder = _points(arguments)
+    points = grid[: arguments.first]
+    where, how = _engine(arguments)
     root = Path(arguments.root) if arguments.root else None
+    command = _command(arguments)
     try:
-        failed = run(
-            points,
-            folder,
-            device=where,
-            command=_command(arguments),
-            root=root,
-            threads=arguments.threads,
-            engine=engine,
-        )
+        run(points, folder, device=where, command=command, root=root, threads=arguments.threads, **how)
     except KeyboardInterrupt:
         print("advdim: interrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    _status(arguments)
-    _compare_hours(points, folder)
-    return 1 if failed else 0
+    _show_status(grid, folder)
+    done = [(p, record) for p in points if (record := _load(folder, p)) and record["status"] == "done"]
+    _compare_hours(done)
+    return 0 if len(done) == len(points) else 1
 
 
-def _compare_hours(points: list[Any], folder: Path) -> None:
+def _load(folder: Path, point: Any) -> Any:
+    from ..experiments import spec, store
+
+    return store.load(folder, spec.key(point))
+
+
+def _compare_hours(done: list[tuple[Any, Any]]) -> None:
     """Print what the training runs that are done were predicted to take on one core of a CPU, and what they took."""
-    from ..experiments import cost, spec, store
+    from ..experiments import cost, spec
 
-    done = [(p, r) for p in points if (r := store.load(folder, spec.key(p))) and r["status"] == "done"]
     trained = [(p, r["provenance"]["seconds"] / 3600) for p, r in done if isinstance(p, spec.AfterTraining)]
     if trained:
         predicted, actual = sum(cost.core_hours([p for p, _ in trained])), sum(hours for _, hours in trained)
         print(f"{len(trained)} training runs: {actual:.2f} h; predicted for one core of a CPU: {predicted:.2f} h")
 
 
-def _engine(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The engine and the device."""
+def _engine(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The device, and what computes, as :func:`advdim.experiments.runner.run` takes it."""
     import torch
 
-    from ..experiments.engines import executors, ray_cluster
+    from ..experiments.engines import executor, ray_cluster
 
     jobs, threads = arguments.jobs, arguments.threads
     if arguments.engine == "ray":  # whose devices are not this machine's
         where = torch.device(arguments.device or ("cuda" if arguments.gpus else "cpu"))
         gpus = arguments.gpus or (1 if where.type == "cuda" else 0)
-        return ray_cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus), where
+        return where, {"engine": ray_cluster.ray_cluster(arguments.address, jobs=jobs, threads=threads, gpus=gpus)}
     where = _device(arguments.device)
-    if arguments.engine == "serial":
-        return executors.serial(), where
+    if not (arguments.engine == "processes" or jobs):
+        return where, {}
     devices = torch.cuda.device_count() if where.type == "cuda" and where.index is None else 0
-    room = (executors.cores() // threads or 1) if where.type == "cpu" else devices or 1
-    return executors.processes(jobs or room, gpus=devices), where
+    room = (executor.cores() // threads or 1) if where.type == "cpu" else devices or 1
+    return where, {"jobs": jobs or room, "gpus": devices}
 
 
 def _device(name: str | None) -> Any:
@@ -154,14 +163,22 @@ def _device(name: str | None) -> Any:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    _show_status(*_points(arguments))
+
+
+def _show_status(points: list[Any], folder: Path) -> None:
+    """Print how many points are in which state."""
     from ..experiments import locks, spec, store
 
-    points, folder = _points(arguments)
     counts = dict.fromkeys(("done", "failed", "running", "to do"), 0)
     notes = []
     for p in points:
         name = spec.key(p)
-        record = store.load(folder, name) or {"status": "to do"}
+        try:
+            record = store.load(folder, name) or {"status": "to do"}
+        except store.DamagedPointError as error:
+            record = {"status": "to do"}
+            notes.append(f"  damaged: {p}: {error}")
         state = record["status"]
         if state != "done" and locks.is_held(folder, name):
             state = "running"
@@ -177,11 +194,11 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _record(arguments: argparse.Namespace) -> None:
     from ..analysis import records
-    from ..experiments import spec, store
+    from ..experiments import spec
 
     points, folder = _points(arguments)
     out = Path(arguments.out) if arguments.out else _package_record(arguments)
-    found = [store.load(folder, spec.key(p)) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
+    found = [_load(folder, p) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
     header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
     if arguments.partial:
         found = [record for record in found if record["status"] == "done"]
@@ -198,10 +215,9 @@ def _restore(arguments: argparse.Namespace) -> None:
     points, folder = _points(arguments)
     record = Path(arguments.record) if arguments.record else _package_record(arguments)
     known = {spec.key(p) for p in points}
-    found = records.read_record(record.read_text(encoding="utf-8"))[1]
-    own = [point for point in found if spec.key_of(point["spec"]) in known]
+    own = [point for point in records.read_record_file(record)[1] if spec.key_of(point["spec"]) in known]
     print(f"{store.restore(folder, own)} points restored from {record}")
-    _status(arguments)
+    _show_status(points, folder)
 
 
 def _package_record(arguments: argparse.Namespace) -> Path:

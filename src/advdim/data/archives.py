@@ -22,6 +22,7 @@ from .manifest import archives, write_manifest
 
 DEPTH = 32  # folders inside each other, at most
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what systems add to an archive by themselves
+OF_NAMES = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
 Member = tuple[str, int, IO[bytes] | None]  # name, size in bytes, content; None of a folder
 
 
@@ -116,7 +117,7 @@ def _unpack(archive: Path, temporary: Path) -> tuple[str, Path]:
     except ArchiveError:
         raise
     except Exception as error:  # from bytes that are no archive, the readers raise whatever they stumble over
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in (None, *OF_NAMES):
             raise  # the system's, as a full disk; those of gzip and bz2 about bad data have no number
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArchiveError(f"{archive} is truncated or damaged: {reason}") from error

@@ -12,6 +12,11 @@ from typing import TypeAlias
 
 import filelock
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 Lock: TypeAlias = filelock.BaseFileLock
 
 FOLDER = ".locks"  # inside the folder of points; its empty files stay, since deleting a lock's file is a race
@@ -33,10 +38,36 @@ def acquire(folder: Path, name: str) -> Lock | None:
 
 
 def is_held(folder: Path, name: str) -> bool:
-    """Whether a runner is measuring a point right now."""
-    if not (folder / FOLDER / name).exists():
+    """Whether a runner is measuring a point right now; also of a folder that this process may only read."""
+    path = folder / FOLDER / name
+    if not path.exists():
         return False
-    lock = acquire(folder, name)  # for a moment: a runner that comes just now sees it taken, and comes back
+    if fcntl is not None:
+        with path.open("rb") as file:
+            try:
+                # For a moment: a runner that comes just now sees it taken, and comes back.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+    lock = acquire(folder, name)
     if lock is not None:
         lock.release()
     return lock is None
+
+
+def begin(folder: Path, name: str, run: str) -> int:
+    """Note that one of several processes of a run begins a point that it has locked.
+
+    Returns:
+        How often processes of this run began it before: each has died of it, or else :func:`end` would have come.
+    """
+    path = folder / FOLDER / f"{name}.begun"
+    before = path.read_text(encoding="utf-8").split().count(run) if path.exists() else 0
+    path.write_text(f"{run}\n" * (before + 1), encoding="utf-8")
+    return before
+
+
+def end(folder: Path, name: str) -> None:
+    """Note that a point has a record, done or failed."""
+    (folder / FOLDER / f"{name}.begun").unlink(missing_ok=True)

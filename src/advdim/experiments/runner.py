@@ -6,28 +6,30 @@ import os
 import platform
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from multiprocessing import parent_process
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .. import data
 from ..analysis.records import Record
 from ..models import fast
-from . import after_training, at_initialisation, locks, store
-from .engines.executors import Executor, serial
+from ..train.checkpoint import DamagedCheckpointError
+from . import after_training, at_initialisation, store
+from .engines import children
+from .engines.executor import Executor
 from .provenance import provenance
 from .spec import AfterTraining, Spec, as_dict, key
+from .sweep import ATTEMPTS, Outcome, Sweep, begin, count, died, keep, next_point, quiet
 
 #: What PyTorch raises from a CUDA error on, whatever it is asked; before 2.8 it cannot be told from other errors.
 DEVICE_LOST: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 POLL = 1.0  # seconds between looks at the clock, and at points that other runners have locked
-ATTEMPTS = 2  # at a point whose worker dies: it may have been killed for the memory that its neighbours took
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Job:
     threads: int
     root: Path | None
     checkpoint: Path
-    checksum: str | None  # of the data; None where they cannot be others
+    checksum: str | None = None  # of the data; None where they cannot be others
+    expendable: bool = False  # whether the worker's process can be replaced
 
 
 def run(
@@ -50,12 +53,15 @@ def run(
     command: str,
     root: Path | None = None,
     threads: int = 1,
+    jobs: int | None = None,
+    gpus: int = 0,
     engine: AbstractContextManager[Executor] | None = None,
 ) -> int:
     """Measure the points that the folder does not hold yet; a point that fails is kept as failed, and the rest go on.
 
     Several runners may share a folder: each point is measured by one of them, and each returns once all are measured.
-    On a CPU the numbers depend on ``threads``, and not on the engine.
+    On a CPU the numbers depend on ``threads``, and not on what computes. A point's file that is damaged is set aside
+    (:func:`advdim.experiments.store.set_aside`), and the point measured again.
 
     Args:
         specs: the points.
@@ -65,93 +71,115 @@ def run(
         command: the command that re-makes the points, for their provenance.
         root: the data folder, see :func:`advdim.data.root`.
         threads: threads of the CPU per point.
-        engine: what computes, see :mod:`advdim.experiments.engines.executors`; by default this process, one after the
-            other, which then keeps its memory (:func:`advdim.models.fast.keep_memory`).
+        jobs: number of child processes, each a runner by itself on the same folder; None measures in this process,
+            one point after the other, which then keeps its memory (:func:`advdim.models.fast.keep_memory`).
+        gpus: number of CUDA devices that the children take in turn; 0 if ``device`` says which.
+        engine: what computes in place of both, see :mod:`advdim.experiments.engines.ray_cluster`.
 
     Returns:
         The number of points that failed.
 
     Raises:
         MissingDataError: if the data set is not there.
-        ValueError: if a file of the folder is not a record, or the data are not what was unpacked.
+        ValueError: if points of the folder were measured on other data, or the data are not what was unpacked.
         OSError: if a result cannot be written, or the device is lost; the points before it are kept.
     """
     from tqdm import tqdm
 
-    folder = folder.absolute()  # the working folder of a worker may be another
-    before = {key(spec): store.load(folder, key(spec)) for spec in specs}
-    todo = deque(spec for spec in specs if (before[key(spec)] or {}).get("status") != "done")
-    checksums = {name: data.checksum(name, root) for name in sorted({spec.images.data for spec in todo})}
-    store.clean(folder)
-    if not todo:
+    sweep = begin(specs, folder.absolute(), device, command, root, threads)
+    if not sweep.todo:
         return 0
-    failed = 0
-    flying: dict[Future[Record | Exception], tuple[Spec, int]] = {}
-    locked: dict[str, locks.Lock] = {}
+    with tqdm(total=len(sweep.todo), unit="point", smoothing=0, disable=None, file=sys.stderr) as bar:
+        sweep.tell = partial(_print_line, bar)
+        try:
+            if engine is not None:
+                with engine as workers:
+                    _run_on(workers, sweep, bar)
+            elif jobs is not None:
+                _run_children(min(jobs, len(sweep.todo)), gpus, sweep)
+            else:
+                _run_here(sweep, bar)
+        finally:
+            for lock in sweep.locked.values():  # after the workers have stopped
+                lock.release()
+    return sweep.failed
 
-    def submit(spec: Spec, attempt: int) -> None:
-        bar.set_description(str(spec))
-        checksum = checksums[spec.images.data] if workers.elsewhere else None
-        job = Job(spec, str(device), threads, root, store.checkpoint(folder, key(spec)), checksum)
-        flying[workers.submit(_measure, job)] = (spec, attempt)
 
-    def finish(spec: Spec, record: Record, how: str) -> None:
-        nonlocal failed
-        locked.pop(key(spec)).release()
-        failed += record["status"] == "failed"
-        tqdm.write(f"{record['status']:>6}  {how:>9}  {spec}  {record.get('error', '')}".rstrip())
-        bar.update()
+def _print_line(bar: Any, spec: Spec, record: Record, how: str) -> None:
+    bar.write(f"{record['status']:>6}  {how:>9}  {spec}  {record.get('error', '')}".rstrip())
+    bar.update()
 
-    with (
-        ExitStack() as stack,
-        engine or serial() as workers,
-        tqdm(total=len(todo), unit="point", smoothing=0, disable=None, file=sys.stderr) as bar,
-    ):
-        stack.callback(_release, locked)  # outermost: what is locked stays so until the workers have stopped
-        while todo or flying:
-            for _ in range(len(todo)):
-                if len(flying) >= workers.slots():
-                    break
-                spec = todo.popleft()
-                lock = locks.acquire(folder, key(spec))
-                if lock is None:  # by another runner, which may be killed: come back to it
-                    todo.append(spec)
-                    continue
-                locked[key(spec)] = lock
-                record = store.load(folder, key(spec))
-                if record is None or record == before[key(spec)]:
-                    submit(spec, 1)
-                else:
-                    finish(spec, record, "elsewhere")
-            landed = wait(flying, POLL, FIRST_COMPLETED).done
-            for future in landed:
-                spec, attempt = flying.pop(future)
-                death = future.exception()
-                if death and not isinstance(death, BrokenExecutor):
-                    raise death  # of how workers are called, and no point's own
-                if death and attempt < ATTEMPTS:
-                    submit(spec, attempt + 1)
-                    continue
-                outcome = _died(spec, death) if death else future.result()
-                if isinstance(outcome, Exception):  # every other point would fail of it too
-                    raise outcome
-                outcome |= {"data": checksums[spec.images.data]}
-                outcome["provenance"]["command"] = command
-                store.save(folder, key(spec), outcome)
-                finish(spec, outcome, f"{outcome['provenance']['seconds']:.1f} s")
-            if todo and not flying and not landed:  # all that is left is other runners'
-                time.sleep(POLL)
+
+def _run_here(sweep: Sweep, bar: Any = None) -> None:
+    while sweep.todo:
+        spec = next_point(sweep)
+        if spec is None:  # all that is left is other runners'
+            time.sleep(POLL)
+        else:
+            if bar is not None:
+                bar.set_description(str(spec))
+            keep(sweep, spec, _measure(_job(sweep, spec)))
+        if bar is not None:
             bar.refresh()
-    return failed
 
 
-def _release(locked: dict[str, locks.Lock]) -> None:
-    for lock in locked.values():
-        lock.release()
+def _run_on(workers: Executor, sweep: Sweep, bar: Any) -> None:
+    flying: dict[Future[Outcome], tuple[Spec, int]] = {}
+    while sweep.todo or flying:
+        while len(flying) < workers.slots() and (spec := next_point(sweep)) is not None:
+            bar.set_description(str(spec))
+            flying[workers.submit(_measure, _job(sweep, spec, elsewhere=True))] = (spec, 1)
+        landed = wait(flying, POLL, FIRST_COMPLETED).done
+        for future in landed:
+            spec, attempt = flying.pop(future)
+            death = future.exception()
+            if death and not isinstance(death, BrokenExecutor):
+                raise death  # of how workers are called, and no point's own
+            if death and attempt < ATTEMPTS:
+                again = workers.submit(_measure, _job(sweep, spec, elsewhere=True))
+                flying[again] = (spec, attempt + 1)
+                continue
+            keep(sweep, spec, Outcome(died(spec, death)) if death else future.result())
+        if sweep.todo and not flying and not landed:
+            time.sleep(POLL)
+        bar.refresh()
 
 
-def _measure(job: Job) -> Record | Exception:
-    """In a worker: the record of a point, done or failed, or the exception that must end the sweep."""
+def _run_children(jobs: int, gpus: int, sweep: Sweep) -> None:
+    """Child runners on the folder; this process prints what they tell, and what other runners did."""
+    open_points = {key(spec): spec for spec in sweep.todo}
+    arguments = (replace(sweep, tell=quiet), _measure)
+    with closing(children.run(jobs, gpus, _run_as_child, arguments, restarts=ATTEMPTS * len(open_points))) as told:
+        for name, record, how in told:
+            count(sweep, open_points.pop(name), record, how)
+    for name, spec in open_points.items():
+        theirs = store.load(sweep.folder, name)
+        if theirs is None:
+            raise FileNotFoundError(f"{store.path(sweep.folder, name)} is gone, which another runner wrote: run again")
+        count(sweep, spec, theirs, "elsewhere")
+
+
+def _run_as_child(tell: Callable[[Any], None], run: str, sweep: Sweep, measure: Callable[[Job], Outcome]) -> None:
+    """In a child process; ``measure`` is :func:`_measure`, or a fake one in tests, which travels by its name."""
+    global _measure
+    _measure = measure  # type: ignore[assignment]
+
+    def tell_own(spec: Spec, record: Record, how: str) -> None:
+        if how != "elsewhere":  # by a sibling, perhaps, who tells
+            tell((key(spec), {name: record[name] for name in ("status", "error") if name in record}, how))
+
+    _run_here(replace(sweep, tell=tell_own, run=run))
+
+
+def _job(sweep: Sweep, spec: Spec, *, elsewhere: bool = False) -> Job:
+    checksum = sweep.checksums[spec.images.data] if elsewhere else None
+    checkpoint = store.checkpoint(sweep.folder, key(spec))
+    expendable = elsewhere or bool(sweep.run)
+    return Job(spec, str(sweep.device), sweep.threads, sweep.root, checkpoint, checksum, expendable)
+
+
+def _measure(job: Job) -> Outcome:
+    """In a worker: a point, done or failed; see :class:`advdim.experiments.sweep.Outcome`."""
     record: Record = {"spec": as_dict(job.spec)}
     device, threads = torch.device(job.device), torch.get_num_threads()
     torch.set_num_threads(job.threads)
@@ -162,22 +190,32 @@ def _measure(job: Job) -> Record | Exception:
         try:
             if job.checksum is not None and (found := data.checksum(job.spec.images.data, job.root)) != job.checksum:
                 raise ValueError(f"on {platform.node()} the data are others: {found}, and not {job.checksum}")
-            metrics = measure(job.spec, device, job.root, job.checkpoint)
+            metrics = _from_checkpoint(job, device)
+            store.check_metrics(record["spec"], metrics)
             record |= {"status": "done", "metrics": metrics}
         except data.MissingDataError as error:
-            return error
+            return Outcome(None, error)
         except DEVICE_LOST as error:  # in this process nothing can be computed on the device any more
-            if parent_process() is None:
-                lost = OSError(f"{job.spec}: the device is lost ({error}); the same command goes on, in a new process")
-                lost.__cause__ = error
-                return lost
-            print(f"{job.spec}: the device is lost: {error}", file=sys.stderr, flush=True)
-            os._exit(1)  # as if killed: a process of its own begins the point again
+            if job.expendable:
+                print(f"{job.spec}: the device is lost: {error}", file=sys.stderr, flush=True)
+                os._exit(1)  # as if killed: another process begins the point again
+            lost = OSError(f"{job.spec}: the device is lost ({error}); the same command goes on, in a new process")
+            lost.__cause__ = error
+            return Outcome(None, lost)
         except Exception as error:  # kept with the point: one failure must not end the sweep
             record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        return record | {"provenance": {**where, "seconds": round(time.perf_counter() - start, 2)}}
+        return Outcome(record | {"provenance": {**where, "seconds": round(time.perf_counter() - start, 2)}})
     finally:
         torch.set_num_threads(threads)
+
+
+def _from_checkpoint(job: Job, device: torch.device) -> Record:
+    try:
+        return measure(job.spec, device, job.root, job.checkpoint)
+    except DamagedCheckpointError as error:
+        aside = store.set_aside(job.checkpoint.parent, job.checkpoint)
+        print(f"advdim: {error}: now it is {aside}, and training starts again", file=sys.stderr, flush=True)
+        return measure(job.spec, device, job.root, job.checkpoint)
 
 
 def measure(spec: Spec, device: torch.device, root: Path | None = None, checkpoint: Path | None = None) -> Record:
@@ -185,8 +223,3 @@ def measure(spec: Spec, device: torch.device, root: Path | None = None, checkpoi
     if isinstance(spec, AfterTraining):
         return after_training.run(spec, device, root, checkpoint)
     return dict(at_initialisation.run(spec, device, root))
-
-
-def _died(spec: Spec, error: BaseException) -> Record:
-    what = f"its worker died {ATTEMPTS} times: killed, or out of memory? {' '.join(str(error).split())}"
-    return {"spec": as_dict(spec), "status": "failed", "error": what, "provenance": {"seconds": 0.0}}

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from .. import data
 from ..theory import norms
-from .gradients import Loss, check_minimum, cross_entropy, gradients_and_outputs, losses, outputs, warn_of_train_mode
+from .gradients import (
+    Loss,
+    check_classes,
+    check_minimum,
+    cross_entropy,
+    gradients_and_outputs,
+    losses,
+    outputs,
+    warn_of_train_mode,
+)
 
 
 def damage(
@@ -55,9 +64,7 @@ def zero_one(outputs: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: if a label is not below K.
     """
-    if len(y) and int(y.max()) >= outputs.shape[1]:
-        at = int(y.argmax())
-        raise ValueError(f"y must be below {outputs.shape[1]}, the model's outputs, got {int(y.max())} in example {at}")
+    check_classes(y, outputs.shape[1])
     return (predictions(outputs) != y).to(outputs.dtype)
 
 

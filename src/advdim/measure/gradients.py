@@ -25,7 +25,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy per example, [N], of logits [N, K] and labels [N]."""
-    return F.cross_entropy(outputs, y, reduction="none")
+    # By default torch takes -100 for no label, of loss 0; here it is out of bounds, as any other below 0.
+    return F.cross_entropy(outputs, y, reduction="none", ignore_index=torch.iinfo(torch.int64).min)
 
 
 def per_example(values: Tensor, y: Tensor) -> Tensor:
@@ -224,6 +225,13 @@ def check_minimum(least: float, **values: float) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def _fresh(module: nn.Module) -> bool:
+    """Whether it is a batch-norm whose running statistics have never seen an image."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+        return False
+    return not bool(module.running_mean.any()) and bool((torch.as_tensor(module.running_var) == 1).all())
+
+
 def warn_of_train_mode(model: nn.Module) -> None:
     """Warn the caller's caller of layers in which the examples of a batch interact."""
     interacting = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -232,6 +240,8 @@ def warn_of_train_mode(model: nn.Module) -> None:
         if batch_statistics or (module.training and isinstance(module, interacting)):
             why = "has no running statistics" if batch_statistics else "is in train mode"
             cure = "build it with track_running_stats=True" if batch_statistics else "call model.eval() first"
+            if not batch_statistics and _fresh(module):
+                cure += ", and models.calibrate_batch_norm(model, x) of a fresh network: else batch-norm does nothing"
             warnings.warn(
                 f"{type(module).__name__} {name!r} {why}: the gradients are not each example's own; {cure}",
                 stacklevel=3,

@@ -3,7 +3,7 @@
 from . import initialise
 from .architectures import PADDINGS, POOLINGS, READOUTS, Network, build, calibrate_batch_norm
 from .device import device
-from .layers import Net, Normalise
+from .layers import Net, Normalise, Residual
 
 __all__ = [
     "PADDINGS",
@@ -12,6 +12,7 @@ __all__ = [
     "Net",
     "Network",
     "Normalise",
+    "Residual",
     "build",
     "calibrate_batch_norm",
     "device",

@@ -108,8 +108,10 @@ def build(
 def calibrate_batch_norm(model: nn.Module, x: Tensor) -> None:
     """Set the running statistics of every batch-norm layer to those of the images x, by one forward pass.
 
-    The statistics that a fresh network comes with (mean 0, variance 1) say nothing about its activations. Statistics of
-    few images inflate gradients: use at least 32.
+    The statistics that a fresh network comes with (mean 0, variance 1) make batch-norm in eval mode the identity, and
+    how gradients grow with the image size can then turn round: calibrate a fresh network, at each size, before its
+    gradients are measured; :func:`advdim.audit.audit` does. Trained networks bring their statistics. Those of few
+    images inflate gradients: use at least 32.
 
     Args:
         model: any module; its training state is left as found.

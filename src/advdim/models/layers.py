@@ -26,6 +26,27 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+class Residual(nn.Module):
+    """A residual block, shortcut(x) + scale * branch(x); a post-activation network puts a ReLU after it.
+
+    Args:
+        branch: layers that keep the shape of x, or give that of the shortcut.
+        scale: factor of the branch.
+        shortcut: default the identity.
+    """
+
+    def __init__(self, *branch: nn.Module, scale: float = 1.0, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+        self.shortcut = shortcut or nn.Identity()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values [N, ...], of the shortcut's shape."""
+        out: Tensor = self.shortcut(x) + self.scale * self.branch(x)
+        return out
+
+
 class Net(nn.Sequential):
     """A sequential network that knows the shape of its images and refuses others.
 

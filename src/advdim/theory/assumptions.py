@@ -9,7 +9,10 @@ from itertools import pairwise
 from torch import nn
 
 from ..models.initialise import in_degree, weight_layers, weight_total
+from .graph import branches, straightened
 from .path_counting import area, batch_norm_scale, known_layers, path_second_moment
+
+UNSEEN = "true of freshly drawn weights, not of trained ones: who drew these, or trained them, cannot be seen"
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class Assumption:
 
     Attributes:
         name: "H1" to "H5" or "S".
-        status: "holds", "in effect" (not to the letter, but as far as the proof needs it) or "fails".
+        status: "holds", "in effect" (not to the letter, but as far as the proof needs it), "fails", "unknown" (the
+            network alone cannot show it) or "not covered" (the theorem says nothing of such networks).
         why: the reason.
     """
 
@@ -40,30 +44,36 @@ class Assumptions:
         return next(item for item in self.items if item.name == name)
 
     def __str__(self) -> str:
-        return "\n".join(str(item) for item in self.items)
+        width = max(9, *(len(item.status) for item in self.items))
+        return "\n".join(f"{item.name:<2}  {item.status:<{width}}  {item.why}" for item in self.items)
 
     @property
     def hold(self) -> bool:
-        """Whether none fails, so that Theorems 4 and 5 apply."""
-        return all(item.status != "fails" for item in self.items)
+        """Whether none fails, and the theorems cover the network: they then apply, as far as can be known."""
+        return all(item.status not in ("fails", "not covered") for item in self.items)
 
 
 def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> Assumptions:
     """Which of the assumptions (H1) to (H5) and (S) of Theorems 4 and 5 a freshly built network meets, and why not.
 
     Args:
-        model: a network of :func:`advdim.models.build`, or a sequential one of the same kinds of layers. Weights that
-            :mod:`advdim.models.initialise` has drawn are compared with what they were; of others, the sample variance
-            counts.
+        model: any module. Judged are sequential networks of the layers of :func:`advdim.models.build`, nested as they
+            may be, with identities, and dropout in eval mode; of others, ``torch.fx`` shows whether paths branch.
+            Weights that :mod:`advdim.models.initialise` has drawn are compared with what they were; of others, the
+            sample variance counts, and whether training has correlated them is unknown.
         image_shape: (C, H, W); default ``model.image_shape``.
 
     Returns:
-        The six judgements, printable.
+        The six judgements, printable; "not covered" where the theorem does not speak of such a network.
 
     Raises:
-        TypeError: if the model has layers that are not known here.
+        TypeError: if the model has no weights, or is no module.
+        ValueError: if a sequential network has no ``image_shape``, and none is given.
     """
-    layers = known_layers(model)
+    flat, why = straightened(model, image_shape)
+    if flat is None:
+        return _not_covered(model, why)
+    model, layers = flat, known_layers(flat)
     averages = [m for m in layers if isinstance(m, nn.AvgPool2d) and area(m) > 1]
     maxima = [m for m in layers if isinstance(m, nn.MaxPool2d) and area(m) > 1]
     norms = [m for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _is_identity(m)]
@@ -75,6 +85,31 @@ def check_assumptions(model: nn.Module, image_shape: tuple[int, ...] | None = No
             _between_layers(model, norms),
             _within_neurons(model, averages),
             _symmetry(model, image_shape),
+        )
+    )
+
+
+def _not_covered(model: nn.Module, why: str) -> Assumptions:
+    """What is to be said of a network whose paths are not those of the theorem."""
+    if not weight_layers(model):
+        raise TypeError("the network has no weights")
+    found = branches(model)
+    smooth = sorted({type(m).__name__ for m in model.modules() if isinstance(m, nn.GELU | nn.SiLU | nn.Hardswish)})
+    gates = Assumption("H1", "not covered", why)
+    if smooth:
+        gates = Assumption("H1", "fails", f"{', '.join(smooth)} is no ReLU: a gate is neither open nor shut")
+    paths = Assumption("H2", "not covered", found or "whether a path crosses each layer once could not be traced")
+    rest = "the theorem's sums over paths are not those of this network; advdim.audit measures what it does instead"
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _is_identity(m)]
+    independent = _between_layers(model, norms)
+    return Assumptions(
+        (
+            gates,
+            paths,
+            Assumption("H3", "not covered", rest),
+            independent,
+            _within_neurons(model, []),
+            Assumption("S", "not covered", rest),
         )
     )
 
@@ -144,6 +179,11 @@ def _changed(model: nn.Module) -> bool:
     )
 
 
+def _drawn_here(model: nn.Module) -> bool:
+    """Whether every layer's weights were drawn by :mod:`advdim.models.initialise`."""
+    return all("weight_law" in vars(layer) for layer in weight_layers(model))
+
+
 def _between_layers(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]) -> Assumption:
     if len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters())):
         return Assumption("H4", "fails", "two layers share their weights")
@@ -151,6 +191,8 @@ def _between_layers(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNor
         return Assumption("H4", "fails", "batch-norm divides by what the layers below made of the images")
     if _changed(model):
         return Assumption("H4", "fails", "the weights have changed since they were drawn: training correlates layers")
+    if not _drawn_here(model):
+        return Assumption("H4", "unknown", UNSEEN)
     return Assumption("H4", "holds", "the layers were drawn independently")
 
 
@@ -159,6 +201,8 @@ def _within_neurons(model: nn.Module, averages: list[nn.AvgPool2d]) -> Assumptio
         return Assumption("H5", "fails", "the weights of an average are all the same number")
     if _changed(model):
         return Assumption("H5", "fails", "the weights have changed since they were drawn: training correlates them")
+    if not _drawn_here(model):
+        return Assumption("H5", "unknown", UNSEEN)
     return Assumption("H5", "holds", "the weights of a neuron were drawn independently")
 
 

@@ -12,6 +12,18 @@ from .. import data
 from ..models.device import full_float32
 from ..models.initialise import WeightLaw, weight_layers
 from ..models.layers import Normalise
+from .graph_walk import graph_moment, trace
+
+KNOWN = (
+    nn.Flatten,
+    nn.Linear,
+    nn.Conv2d,
+    nn.ReLU,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.modules.batchnorm._BatchNorm,
+    Normalise,
+)
 
 
 def path_second_moment(
@@ -30,9 +42,15 @@ def path_second_moment(
     chance 1/k. Real maxima prefer large inputs, and leave more gates open than half; black patches shut them. With
     images x, the chances are the shares of gates, layer by layer, that are open on these images.
 
+    Networks that are no plain sequence (:class:`advdim.models.Residual` blocks, nested modules, torchvision's ResNets)
+    are followed as graphs: a shortcut carries its moment on, and a sum of two branches adds theirs, which is right
+    where they differ in a random weight. With images x, the gates and maxima of such a network are those of each
+    image, neuron by neuron, and the result is the mean over the images. Without x they are coins, which misses the
+    level where a ReLU follows a shortcut, because its gate is open more than half the time.
+
     Args:
-        model: a sequential network of the layers that :func:`advdim.models.build` uses. Batch-norm acts through its
-            running statistics.
+        model: a network of the layers that :func:`advdim.models.build` uses, in a sequence or joined by sums, with
+            dropout in eval mode and adaptive averages besides. Batch-norm acts through its running statistics.
         image_shape: (C, H, W); default that of x, or ``model.image_shape``.
         x: [N, C, H, W], images in the model's dtype on which to count open gates; default 1/2 for every gate.
 
@@ -47,12 +65,14 @@ def path_second_moment(
     shape = image_shape or (x.shape[1:] if x is not None else getattr(model, "image_shape", None))
     if shape is None:
         raise ValueError("the model has no image_shape: pass image_shape=(C, H, W)")
-    layers = known_layers(model)
-    chances = [0.5 if isinstance(m, nn.ReLU) else 1.0 for m in layers] if x is None else open_gate_shares(model, x)
-    device = weight_layers(model)[0].weight.device
+    device = weight_layers(model)[0].weight.device if weight_layers(model) else torch.device("cpu")
     device = torch.device("cpu") if device.type == "mps" else device
     with torch.inference_mode(False), torch.enable_grad():
         start = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
+        if not is_plain(model):
+            return graph_moment(trace(model, KNOWN), _squared, start, x)
+        layers = known_layers(model)
+        chances = [0.5 if isinstance(m, nn.ReLU) else 1.0 for m in layers] if x is None else open_gate_shares(model, x)
         h: Tensor = start
         for layer, chance in zip(layers, chances, strict=True):
             h = chance * _squared(layer, h)
@@ -114,24 +134,21 @@ def predicted_norms(
     return {1: math.sqrt(2 / math.pi) * float(v.sqrt().sum()), 2: math.sqrt(float(v.sum()))}
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Whether the model is a sequence of known layers without windows over the border."""
+    pools = (m for m in model.modules() if isinstance(m, nn.MaxPool2d))
+    inside = all(m.padding in (0, (0, 0)) and not m.ceil_mode for m in pools)
+    return inside and isinstance(model, nn.Sequential) and all(isinstance(layer, KNOWN) for layer in model)
+
+
 def known_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of a sequential model; raises TypeError if the paths through one of them are not known here."""
-    known = (
-        nn.Flatten,
-        nn.Linear,
-        nn.Conv2d,
-        nn.ReLU,
-        nn.MaxPool2d,
-        nn.AvgPool2d,
-        nn.modules.batchnorm._BatchNorm,
-        Normalise,
-    )
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"counting paths needs a sequential network, got {type(model).__name__}")
     layers = list(model)
     for layer in layers:
-        if not isinstance(layer, known):
-            names = ", ".join(kind.__name__.lstrip("_") for kind in known)
+        if not isinstance(layer, KNOWN):
+            names = ", ".join(kind.__name__.lstrip("_") for kind in KNOWN)
             raise TypeError(f"the paths through {type(layer).__name__} are not known here: use {names}")
         if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d) and (layer.padding not in (0, (0, 0)) or layer.ceil_mode):
             raise TypeError(f"the paths through windows over the border are not known here: {layer}")

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.atomic import writing
+from ..data.layout import require_file
+
+MAGIC = b"advdim checkpoint, sha256 "  # begins the file; then the checksum of all behind the end of this line
 
 Content = dict[str, Any]  # tensors, numbers, strings, and lists and dictionaries of them
+
+
+class DamagedCheckpointError(ValueError):
+    """A file that is no whole, unchanged checkpoint; the message names it."""
 
 
 def identity(settings: Content, model: nn.Module, tensors: dict[str, Tensor]) -> Content:
@@ -26,25 +33,37 @@ def save(path: Path, identity: Content, content: Content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Always the same name: a killed run leaves at most one, which the next one writes over.
     with writing(path, beside=path.with_name(path.name + ".tmp")) as file:
-        torch.save({"identity": identity, "content": content}, file)
+        payload = io.BytesIO()
+        torch.save({"identity": identity, "content": content}, payload)
+        file.write(MAGIC + hashlib.sha256(payload.getbuffer()).hexdigest().encode() + b"\n")
+        file.write(payload.getbuffer())
 
 
 def load(path: Path, identity: Content) -> Content | None:
     """The content of a checkpoint, tensors on the CPU, or None if there is no file.
 
     Raises:
-        ValueError: if the file is no checkpoint, cut short, or of another run; the message names it and the difference.
+        DamagedCheckpointError: if the file is no checkpoint, cut short, or a bit of it has changed.
+        ValueError: if it is of another run; the message names it and the difference.
     """
     try:
-        stored = path.read_bytes()
+        require_file(path)
+        first, _, payload = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise DamagedCheckpointError(str(error)) from error
     try:
-        found = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+        if first != MAGIC + hashlib.sha256(payload).hexdigest().encode():
+            raise ValueError("its checksum is another, or it has none")
+        found = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         theirs, content = found["identity"], found["content"]
         settings, hashes = theirs["settings"], theirs["hashes"]
     except Exception as error:  # from what is no file of its own, torch raises whatever it stumbles over
-        raise ValueError(f"{path} is no readable checkpoint: delete it to train from the start") from error
+        reason = str(error).partition("\n")[0][:80]
+        raise DamagedCheckpointError(
+            f"{path} is no readable checkpoint ({reason}): delete it to train from the start"
+        ) from error
     different = _differences(settings, identity["settings"])
     different += [f"another {name}" for name in _differing(hashes, identity["hashes"])]
     if different:

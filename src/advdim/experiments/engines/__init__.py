@@ -1,1 +1,1 @@
-"""Where points are computed: in this process, in others of this machine, or on a Ray cluster."""
+"""Where points are computed: in child processes of this machine, or on a Ray cluster."""

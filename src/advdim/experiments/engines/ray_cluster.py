@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from .executors import Executor, cores
+from .executor import Executor, cores
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def ray_cluster(
         if slots() < 1:
             there = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
             raise ValueError(f"the cluster has {there}, and a point takes {threads} CPU and {gpus:g} GPU")
-        yield Executor(submit, slots, elsewhere=True)
+        yield Executor(submit, slots)
     finally:
         ray.shutdown()
 

@@ -1,0 +1,232 @@
+"""The audit of anybody's network: how its vulnerability grows with the size of its images, and which layer makes it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import models
+from ..theory import norms
+from ..train import Recipe
+from . import result, verdict
+from .adapt import Refusal
+from .cells import Cell, Store, measure_cell
+from .images import Images, Upsample, gather
+from .plan import FRESH, TRAINED, Plan, plan
+from .prepare import Options, Ready, choose_sizes, prepare, take_off, to_device, training_images
+from .result import Audit
+
+
+def audit(
+    make: Any,
+    data: Any,
+    *,
+    sizes: Sequence[int] | None = None,
+    seeds: int = 5,
+    images: int = 32,
+    weights: str | Path = "fresh",
+    p: float = math.inf,
+    eps: float = 1 / 255,
+    layers: bool = True,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    logits: Callable[[Any], Tensor] | None = None,
+    mean: Any = None,
+    std: Any = None,
+    calibrate: bool | str = "auto",
+    budget_s: float | None = None,
+    size_arg: str | None = None,
+    upsample: Upsample | None = None,
+    randomise_head: bool = False,
+    recipe: Recipe | None = None,
+    train_data: Any = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Audit:
+    """How a network's first-order vulnerability grows with the size of its images, and which layers make it do so.
+
+    What is given names the question. A factory, or a dict {size: factory}, asks it of *fresh* networks, one per seed;
+    it is called with whichever of size, img_size, image_size, side and seed it takes. A module, or a factory with
+    ``weights``, is *one checkpoint*, tried on images of several sizes. A dict {(size, seed): module}, or a factory with
+    a ``recipe``, is *trained per size*. Whatever is given is left as it was found.
+
+    Args:
+        make: the factory, module or dict. Networks give logits [N, K], or an object in which they are found.
+        data: (x [N, C, H, W] in [0, 1], y int64 [N]), a DataLoader of such batches, a folder of images by class, or the
+            name of a data set. Sizes below the images' own are reached by exact area averages.
+        sizes: sides in pixels; default up to four, halving from the images' own, rounded to what the network takes.
+        seeds: how many fresh or trained networks, with the seeds 0, 1, ...
+        images: how many images to measure on.
+        weights: "fresh", or a file of weights for the factory's network; read with ``weights_only=True``.
+        p: the attacker's norm, in [1, inf]; gradients are measured in the dual one.
+        eps: size of the attack on trained networks, in pixel units.
+        layers: whether to split the exponent over the layers.
+        device: "auto" for the best at hand.
+        dtype: networks are converted to it.
+        logits: takes what the network gives out to its logits.
+        mean: per channel, subtracted from the images first; None if the network normalises them itself.
+        std: per channel, by which they are then divided.
+        calibrate: whether batch-norms get the statistics of 64 images at each size; "auto" for those that have never
+            seen an image, of fresh networks.
+        budget_s: seconds after which no further seed is begun.
+        size_arg: the factory's argument for the size, if it has another name.
+        upsample: "copy" or "bilinear", to allow sizes above the images' own.
+        randomise_head: whether layers whose weights are all 0 are drawn anew.
+        recipe: how to train the factory's network at each size; its seed is that of the network.
+        train_data: like ``data``, images to train on; default the training split, where ``data`` is a name.
+        out: a folder that keeps what is measured; the same call goes on from there, and may ask for more seeds.
+        progress: whether to draw a bar, on a terminal.
+        say: is told what the pre-flight found, and how long it will take.
+
+    Returns:
+        Tables, exponent, layer budget and verdict; printable. After Ctrl-C, those of the seeds that were done.
+
+    Raises:
+        Refusal: a ValueError, of what no honest number can come from; it names the cure.
+    """
+    norms.dual(p)
+    if not 0 < eps < math.inf or seeds < 1:
+        raise Refusal(f"eps must be positive and finite and seeds at least 1, got {eps} and {seeds}")
+    found = gather(data, images)
+    started = plan(make, weights=weights, size_arg=size_arg, native=found.native)
+    if recipe is not None:
+        if started.question != FRESH:
+            raise Refusal("a recipe trains the networks of a factory: give one, without weights")
+        started = replace(started, question=TRAINED)
+    options = Options(
+        p,
+        eps,
+        layers,
+        models.device() if device == "auto" else torch.device(device),
+        dtype,
+        logits,
+        mean,
+        std,
+        calibrate,
+        upsample,
+        randomise_head,
+        recipe,
+        None if recipe is None else training_images(data, train_data),
+    )
+    which = started.seeds or tuple(range(seeds))
+    chosen, notes = choose_sizes(started, found, sizes, options)
+    ready = take_off(started, found, chosen, which, options)
+    notes += ready.notes
+    for note in notes if say else ():
+        say(note)  # type: ignore[misc]
+    if say:
+        say(f"about {_duration(ready.seconds)}: {len(chosen)} sizes, {len(which)} seeds, {len(found.y)} images")
+    store = Store(None if out is None else Path(out), ready.identity)
+    interrupted = _measure(started, found, chosen, which, options, ready.kept, store, budget_s, progress)
+    done = [seed for seed in which if all((size, seed) in store.cells for size in chosen)]
+    if not done:
+        raise KeyboardInterrupt if interrupted else Refusal(f"no seed was done in {budget_s} s: allow for more time")
+    cells = [store.cells[size, seed] for seed in done for size in chosen]
+    return _result(started, found, chosen, which, cells, notes, options, ready)
+
+
+def _measure(
+    started: Plan,
+    found: Images,
+    chosen: Sequence[int],
+    which: Sequence[int],
+    options: Options,
+    kept: list[tuple[str, int]],
+    store: Store,
+    budget_s: float | None,
+    progress: bool,
+) -> bool:
+    """Measure what is not there yet, seed by seed; whether it was interrupted."""
+    from tqdm import tqdm
+
+    begun = time.perf_counter()
+    eps = None if started.question == FRESH else options.eps
+    todo = [(size, seed) for seed in which for size in chosen if (size, seed) not in store.cells]
+    work = sum(size**2 for size, _ in todo) / 1e3
+    form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=work, disable=None if progress else True, bar_format=form) as bar:
+        try:
+            for size, seed in todo:
+                if budget_s is not None and time.perf_counter() - begun > budget_s:
+                    break
+                bar.set_description(f"{size} px, seed {seed}")
+                net, _ = prepare(started, found, size, seed, options)
+                x, y = to_device(found.at(size, options.upsample), options), found.y.to(options.device)
+                store.add(measure_cell(net, x, y, kept, size=size, seed=seed, p=options.p, eps=eps))
+                bar.update(size**2 / 1e3)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _result(
+    started: Plan,
+    found: Images,
+    chosen: Sequence[int],
+    which: Sequence[int],
+    cells: Sequence[Cell],
+    notes: list[str],
+    options: Options,
+    ready: Ready,
+) -> Audit:
+    q = norms.dual(options.p)
+    rows = result.rows_of(cells, chosen, options.eps)
+    law, clean, parts, more = result.fit(cells, chosen, found.x.shape[1], started.question, q)
+    settings = {
+        **ready.identity,
+        "p": options.p,
+        "q": q,
+        "classes": ready.classes,
+        "sizes": list(chosen),
+        "seeds": sorted({cell.seed for cell in cells}),
+        "calibration": _calibration(ready, options, len(found.calibration)),
+        "resize": _resize(found, chosen, options),
+        "device": str(options.device),
+        "torch": torch.__version__,
+    }
+    if started.question != FRESH and verdict.lost(rows, ready.classes, len(found.y) * len(settings["seeds"])):
+        law, clean, parts = None, None, None
+    said = verdict.verdict(started.question, rows, law, clean, parts, cells, settings)
+    whole = len(settings["seeds"]) == len(which)
+    if not whole:
+        more.append(f"! {len(settings['seeds'])} of {len(which)} seeds: the same call goes on, if out= names a folder")
+    return Audit(
+        started.question,
+        started.name,
+        found.name,
+        rows,
+        law,
+        clean,
+        parts,
+        (*notes, *more),
+        said,
+        settings,
+        whole,
+        tuple(cells),
+    )
+
+
+def _calibration(ready: Ready, options: Options, images: int) -> str:
+    if not ready.calibrated:
+        return "batch-norm as found" if options.recipe is None else "batch-norm as trained"
+    return f"batch-norm calibrated on {images} images per size" if options.calibrate else "batch-norm NOT calibrated"
+
+
+def _resize(found: Images, chosen: Sequence[int], options: Options) -> str:
+    ways = {size: "area" if size < found.native else options.upsample for size in chosen if size != found.native}
+    if not ways:
+        return f"images as they are, {found.native} px"
+    how = " and ".join(sorted({str(way) for way in ways.values()}))
+    return f"resized from {found.native} px by {how}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,176 @@
+"""The measurements of one network at one size, and the file that keeps them so that an audit can be interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import attacks, measure
+from ..measure.gradients import cross_entropy, gradients_and_outputs
+from ..models import fast
+from ..theory import norms
+from .adapt import Adapted, Refusal
+from .layers import boundary_norms
+
+MAP_SIDE = 32  # of the stored maps of gradients, at most
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured of one network at one size.
+
+    Attributes:
+        size: side of the images, in pixels.
+        seed: of the network.
+        values: per image, [N] each: ``l_q`` and ``l_2``, norms of the gradient of the cross-entropy in the images;
+            ``loss``; ``right``, 1 for a right answer; with an attack ``attacked``, 1 for a right answer after it,
+            ``changed``, 1 for another answer, and ``damage``, the increase of the loss.
+        boundaries: per boundary, per image: l_2 norms of the gradients there.
+        averaged: by side k of the windows, what k x k averages in front of the network change: means of ``right``,
+            ``attacked`` and ``l_q``.
+        map: [S', S'], mean over images of the absolute gradient, summed over channels, S' at most 32.
+    """
+
+    size: int
+    seed: int
+    values: dict[str, list[float]]
+    boundaries: dict[str, list[float]]
+    averaged: dict[str, dict[str, float]] = field(default_factory=dict)
+    map: list[list[float]] = field(default_factory=list)
+
+
+def measure_cell(
+    net: Adapted,
+    x: Tensor,
+    y: Tensor,
+    kept: list[tuple[str, int]],
+    *,
+    size: int,
+    seed: int,
+    p: float,
+    eps: float | None,
+) -> Cell:
+    """Measure one network at one size.
+
+    Args:
+        net: the network, its parameters without gradients.
+        x: [N, C, S, S], on its device, in its dtype.
+        y: [N].
+        kept: boundaries, as :func:`advdim.audit.layers.chain` gives them; none for no layer budget.
+        size: S.
+        seed: of the network.
+        p: the attacker's norm.
+        eps: of the attack, in pixel units, or None for no attack.
+
+    Raises:
+        Refusal: if a gradient is not finite, or is 0 on every image.
+    """
+    batch = fast.images_per_pass(x)
+    if kept:
+        with fast.disable(), boundary_norms(net, kept) as found:  # merged layers would give out other tensors
+            g, out = gradients_and_outputs(net, x, y, batch_size=batch)
+    else:
+        found = {}
+        g, out = gradients_and_outputs(net, x, y, batch_size=batch)
+    values: dict[str, Any] = {
+        "l_q": norms.norm(g, norms.dual(p)),
+        "l_2": norms.norm(g, 2),
+        "loss": cross_entropy(out, y),
+        "right": out.argmax(1) == y,
+    }
+    if not all(bool(torch.isfinite(values[name]).all()) for name in ("l_q", "l_2", "loss")):
+        raise Refusal(f"a gradient or loss is NaN or infinite at {size} px, seed {seed}")
+    if not bool(values["l_q"].any()):
+        raise Refusal(f"the gradient is exactly 0 on all images at {size} px, seed {seed}")
+    averaged = {}
+    if eps is not None:
+        attacked = attacks.one_step(net, x, y, p=p, eps=eps, batch_size=batch)
+        after = measure.outputs(net, attacked, batch_size=batch)
+        values["attacked"] = after.argmax(1) == y
+        values["changed"] = after.argmax(1) != out.argmax(1)
+        values["damage"] = cross_entropy(after, y) - values["loss"]
+        averaged = {str(k): _averaged(net, x, y, k, p, eps, batch) for k in (2, 4) if size % k == 0}
+    side = min(size, MAP_SIDE)
+    shape = F.adaptive_avg_pool2d(g.abs().sum(1, keepdim=True).mean(0, keepdim=True), side)[0, 0]
+    return Cell(
+        size,
+        seed,
+        {name: _list(v) for name, v in values.items()},
+        {name: _list(torch.cat(parts)) for name, parts in found.items() if parts},
+        averaged,
+        [[float(f"{v:.4g}") for v in row] for row in shape.tolist()],
+    )
+
+
+def _averaged(net: Adapted, x: Tensor, y: Tensor, k: int, p: float, eps: float, batch: int) -> dict[str, float]:
+    """The same network behind averages over k x k pixels, copied back up."""
+    pooled = torch.nn.Sequential(torch.nn.AvgPool2d(k), torch.nn.Upsample(scale_factor=k, mode="nearest"), net).eval()
+    g, out = gradients_and_outputs(pooled, x, y, batch_size=batch)
+    attacked = attacks.one_step(pooled, x, y, p=p, eps=eps, batch_size=batch)
+    after = measure.outputs(pooled, attacked, batch_size=batch)
+    found = {"right": out.argmax(1) == y, "attacked": after.argmax(1) == y, "l_q": norms.norm(g, norms.dual(p))}
+    return {name: sum(_list(v)) / len(y) for name, v in found.items()}
+
+
+def _list(values: Tensor) -> list[float]:
+    return [float(v) for v in values.detach().cpu().double().tolist()]
+
+
+class Store:
+    """Finished cells in a folder, or in memory only: one line of JSON each, below a line that says of which audit.
+
+    Args:
+        folder: where ``cells.jsonl`` lies; None for memory only.
+        identity: what tells this audit from others.
+
+    Raises:
+        Refusal: if the folder holds the cells of another audit.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        self.path = None if folder is None else folder / "cells.jsonl"
+        self.cells: dict[tuple[int, int], Cell] = {}
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            self.path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+            return
+        text = self.path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):  # cut short with its process: the next line begins a new one
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+        first, *lines = text.splitlines() or ["{}"]
+        theirs = _read(first)
+        different = [name for name in identity if theirs.get(name) != json.loads(json.dumps(identity[name]))]
+        if different:
+            raise Refusal(
+                f"{self.path.parent} holds another audit ({', '.join(different)} differ): name another folder, or "
+                f"delete {self.path}"
+            )
+        for line in lines:
+            if (found := _read(line)) and math.isfinite(sum(found["values"]["l_q"])):
+                cell = Cell(**found)
+                self.cells[cell.size, cell.seed] = cell
+
+    def add(self, cell: Cell) -> None:
+        """Keep a cell, on the disk at once."""
+        self.cells[cell.size, cell.seed] = cell
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(cell)) + "\n")
+
+
+def _read(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:  # the last line of a process that was killed
+        return {}
+    return found if isinstance(found, dict) else {}

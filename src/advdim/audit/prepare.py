@@ -1,0 +1,219 @@
+"""What stands before the measuring: the sizes, the networks, the pre-flight, and how long it will take."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import data as sets
+from .. import models
+from ..measure.gradients import cross_entropy, gradients_and_outputs
+from ..train import Recipe, fit
+from . import layers, preflight
+from .adapt import Adapted, Refusal, adapted, batch_norms, fresh_batch_norms, randomise
+from .images import Images, Upsample, default_sizes, gather, resized
+from .plan import CHECKPOINT, FRESH, Plan
+
+MULTIPLES = (4, 8, 16, 32)  # of a patch or a total stride, to which default sizes are rounded
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`advdim.audit.audit` was called with, but for networks and images."""
+
+    p: float
+    eps: float
+    layers: bool
+    device: torch.device
+    dtype: torch.dtype
+    logits: Callable[[Any], Tensor] | None
+    mean: Any
+    std: Any
+    calibrate: bool | str
+    upsample: Upsample | None
+    randomise_head: bool
+    recipe: Recipe | None
+    train_images: Images | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the pre-flight found.
+
+    Attributes:
+        notes: to print.
+        kept: the boundaries of the layer budget.
+        classes: outputs of the network.
+        calibrated: how many batch-norms are calibrated, or should be.
+        seconds: that the measuring will take.
+        identity: what tells this audit from others.
+    """
+
+    notes: list[str]
+    kept: list[tuple[str, int]]
+    classes: int
+    calibrated: int
+    seconds: float
+    identity: dict[str, Any]
+
+
+def training_images(data: Any, train_data: Any) -> Images:
+    """The images to train on: those given, or the training split of a named set."""
+    if train_data is None and isinstance(data, str | Path):
+        x, y = sets.load(str(data), "train")
+        return Images(x, y, x[:64], str(data))
+    if train_data is None:
+        raise Refusal("training needs train_data=(x, y): images that are not measured on")
+    return gather(train_data, 10**9)
+
+
+def choose_sizes(
+    started: Plan, found: Images, sizes: Sequence[int] | None, options: Options
+) -> tuple[list[int], list[str]]:
+    """Sizes to measure, increasing: those asked for, or else those that the network takes."""
+    wanted = sizes or started.sizes
+    if wanted is not None:
+        chosen = sorted(set(wanted))
+        if chosen[0] < 1:
+            raise Refusal(f"sizes are in pixels, got {chosen[0]}")
+        if started.sizes is not None and not set(chosen) <= set(started.sizes):
+            raise Refusal(f"there are networks for the sizes {started.sizes}, asked for {chosen}")
+        larger = [size for size in chosen if size > found.native]
+        if larger:
+            found.at(larger[0], options.upsample)  # refused here unless allowed
+            which = ", ".join(map(str, larger))
+            return chosen, [
+                f"! {which} px are enlarged ({options.upsample}): exponents are inflated on enlarged images"
+            ]
+        return chosen, []
+    chosen, notes, multiple = [], [], 1
+    for size in default_sizes(found.native):
+        for m in (multiple, *(m for m in MULTIPLES if m > multiple)):
+            rounded = max(m, round(size / m) * m)
+            if rounded <= found.native and (rounded in chosen or _takes(started, found, rounded, options)):
+                multiple = m
+                chosen += [] if rounded in chosen else [rounded]
+                break
+        else:
+            notes.append(f"{size} px left out: the network does not take it")
+    if not chosen:
+        prepare(started, found, found.native, 0, options, tested=True)  # says why not
+        raise Refusal("no default size fits: give sizes= (--sizes)")
+    return sorted(chosen), notes
+
+
+def _takes(started: Plan, found: Images, size: int, options: Options) -> bool:
+    try:
+        net = _network(started, size, (started.seeds or (0,))[0], options)
+        return preflight.takes(net, to_device(found.at(size)[:1], options))
+    except Refusal:
+        raise
+    except Exception:  # a factory may refuse a size in any way
+        return False
+
+
+def to_device(x: Tensor, options: Options) -> Tensor:
+    """Images where, and in the dtype in which, the network is measured."""
+    return x.to(device=options.device, dtype=options.dtype)
+
+
+def _network(started: Plan, size: int, seed: int, options: Options) -> Adapted:
+    try:
+        model = started.build(size, seed)
+    except Refusal:
+        raise
+    except Exception as error:
+        words = str(error).splitlines()[0] if str(error) else "no message"
+        raise Refusal(f"the factory fails at {size} px ({type(error).__name__}: {words})") from error
+    if options.randomise_head:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            randomise(model)
+    return adapted(
+        model,
+        logits=options.logits,
+        mean=options.mean,
+        std=options.std,
+        dtype=options.dtype,
+        device=options.device,
+        own=started.own,
+    )
+
+
+def prepare(
+    started: Plan, found: Images, size: int, seed: int, options: Options, *, tested: bool = False
+) -> tuple[Adapted, int]:
+    """A network ready to be measured at a size, and how many batch-norms were calibrated (or are to be)."""
+    net = _network(started, size, seed, options)
+    if tested:
+        preflight.forward(net, to_device(found.at(size, options.upsample)[:2], options))
+    fresh = started.question != CHECKPOINT and started.own and options.recipe is None
+    some = batch_norms(net) if options.calibrate is True else fresh_batch_norms(net) if fresh else []
+    if some and options.calibrate:
+        models.calibrate_batch_norm(net, to_device(resized(found.calibration, size, options.upsample), options))
+    if options.recipe is not None and options.train_images is not None and not tested:
+        train = options.train_images
+        net.requires_grad_(True)
+        fit(net, train.at(size, options.upsample), train.y, replace(options.recipe, seed=seed), progress=False)
+        net.requires_grad_(False)
+    return net, len(some)
+
+
+def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequence[int], options: Options) -> Ready:
+    """Check the network at the smallest size, find its boundaries, and time it at the largest."""
+    small, large, notes = chosen[0], chosen[-1], []
+    net, calibrated = prepare(started, found, small, which[0], options, tested=True)
+    dtypes = {p.dtype for p in started.build(small, which[0]).parameters()} if not started.own else set()
+    if dtypes - {options.dtype}:
+        notes.append(f"weights of {', '.join(sorted(map(str, dtypes)))} are measured in {options.dtype}, on a copy")
+    x, y = to_device(found.at(small, options.upsample)[:2], options), found.y[:2].to(options.device)
+    if len(x) < 2:
+        x, y = x.repeat(2, 1, 1, 1), y.repeat(2)
+    classes = preflight.forward(net, x).shape[-1]
+    if preflight.forward(net, x).ndim == 2 and classes > 1:
+        preflight.check_labels(found.y, classes)
+    notes += preflight.check(net, x, y)
+    kept = layers.chain(net, x, y, cross_entropy) if options.layers else []
+    if options.layers and not kept:
+        notes.append("no module's output lies on every path: the layer budget has one step")
+    if calibrated:
+        done = "calibrated" if options.calibrate else "NOT calibrated, so that they do nothing"
+        mark = "" if options.calibrate else "! "
+        on = f" on {len(found.calibration)} images at each size" if options.calibrate else ""
+        notes.append(f"{mark}{calibrated} batch-norms are fresh: {done}{on}")
+    if len(chosen) > 1:
+        net, _ = prepare(started, found, large, which[0], options, tested=True) if started.own else (net, 0)
+    begun = time.perf_counter()
+    one = to_device(found.at(large, options.upsample)[:1], options)
+    preflight.forward(net, one)
+    gradients_and_outputs(net, one, found.y[:1].to(options.device), batch_size=1)
+    each = time.perf_counter() - begun
+    passes = 1 if started.question == FRESH else 6  # attacks, and averages in front
+    pixels = sum(size**2 for size in chosen) / large**2
+    weights = hashlib.sha256()
+    for name, t in net.state_dict().items():
+        weights.update(f"{name} {tuple(t.shape)} {t.double().sum().item() if t.device.type != 'mps' else 0!r}".encode())
+    identity = {
+        "question": started.question,
+        "network": started.name,
+        "weights": weights.hexdigest() if started.question == CHECKPOINT else started.name,
+        "data": found.checksum,
+        "images": len(found.y),
+        "p": str(options.p),
+        "eps": options.eps,
+        "dtype": str(options.dtype),
+        "layers": options.layers,
+        "calibrate": str(options.calibrate),
+        "upsample": options.upsample,
+        "randomise_head": options.randomise_head,
+        "recipe": None if options.recipe is None else repr(replace(options.recipe, seed=0)),
+        "normalise": [str(options.mean), str(options.std)],
+    }
+    return Ready(notes, kept, classes, calibrated, each * len(found.y) * len(which) * pixels * passes, identity)

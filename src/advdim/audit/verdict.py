@@ -1,0 +1,175 @@
+"""The verdict: fixed rules that turn measured numbers into words, and say nothing that was not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..analysis import PowerLaw
+from .cells import Cell
+from .layers import Budget
+from .plan import CHECKPOINT, FRESH
+from .result import Row
+
+#: Damage over eps times the gradient norm, within which first order describes an attack.
+FIRST_ORDER = (0.8, 1.2)
+
+
+def verdict(
+    question: str,
+    rows: Sequence[Row],
+    law: PowerLaw | None,
+    power_law: bool | None,
+    budget: Budget | None,
+    cells: Sequence[Cell],
+    settings: dict[str, Any],
+) -> str:
+    """What the numbers say, and what they are about."""
+    sentences = (_fresh if question == FRESH else _trained)(question, rows, law, power_law, budget, cells, settings)
+    return " ".join([*sentences, method(question, settings)])
+
+
+def method(question: str, settings: dict[str, Any]) -> str:
+    """Mode, calibration and resize, which always stand beside a verdict."""
+    return f"[{question}; {settings['calibration']}; {settings['resize']}]"
+
+
+def lost(rows: Sequence[Row], classes: int, images: int) -> list[int]:
+    """The sizes at which a network does not do its task: below half its best accuracy, or near chance."""
+    best = max(row.accuracy or 0.0 for row in rows)
+    guessed = chance(classes, images)
+    accuracies = {row.size: row.accuracy or 0.0 for row in rows}
+    return [size for size, accuracy in accuracies.items() if accuracy < best / 2 or accuracy <= guessed]
+
+
+def chance(classes: int, images: int) -> float:
+    """The accuracy that guessing exceeds on few occasions: its mean and two standard deviations."""
+    return 1 / classes + 2 * math.sqrt((1 - 1 / classes) / classes / images)
+
+
+def _growth(rows: Sequence[Row], law: PowerLaw, q: float) -> str:
+    share = 1 / q - 0.5
+    times, by_law = rows[-1].mean / rows[0].mean, (rows[-1].size / rows[0].size) ** (2 * share)
+    known = not math.isnan(law.low)
+    low, high = (law.low, law.high) if known else (law.slope, law.slope)
+    if share - 0.1 <= low and high <= share + 0.1:
+        said = "it grows by the law"
+    elif low <= share <= high:
+        said = "it may grow by the law, which the interval contains"
+    elif low > share:
+        said = "it grows faster than the law"
+    elif high < -0.1:
+        said = "it falls"
+    elif high <= 0.1:
+        said = "it hardly grows"
+    elif low <= 0:
+        said = "it grows more slowly than the law, if at all"
+    else:
+        said = "it grows more slowly than the law"
+    span = f"from {rows[0].size} to {rows[-1].size} px {times:.2g}x, against {by_law:.2g}x by the law d^{share:+.2g}"
+    return f"{said}: {span}."
+
+
+def _bent(law: PowerLaw, power_law: bool | None) -> list[str]:
+    if power_law is not False:
+        return []
+    return [
+        f"Not a power law: its slope is {min(law.local):+.2f} to {max(law.local):+.2f} between neighbouring sizes, so "
+        "the exponent holds for these sizes alone."
+    ]
+
+
+def _fresh(
+    question: str,
+    rows: Sequence[Row],
+    law: PowerLaw | None,
+    power_law: bool | None,
+    budget: Budget | None,
+    cells: Sequence[Cell],
+    settings: dict[str, Any],
+) -> list[str]:
+    said = []
+    if law is not None:
+        said = [f"Fresh, {_growth(rows, law, settings['q'])}", *_bent(law, power_law), *_largest(budget)]
+    heavy = [row.size for row in rows if row.mean > 3 * row.median]
+    if heavy:
+        said.append(f"A few images dominate the mean at {_sizes(heavy)}: it is more than 3 times the median.")
+    return [*said, "This says nothing of trained weights."]
+
+
+def _largest(budget: Budget | None) -> list[str]:
+    if budget is None:
+        return []
+    steps = [term for term in budget.terms if term.name != "pixels"]
+    largest = max(steps, key=lambda term: abs(term.exponent))
+    if abs(largest.exponent) < 0.1:
+        return ["No single layer changes the law by 0.1."]
+    does = "takes away" if largest.exponent < 0 else "adds"
+    name = {"spread": "the spread of the gradient over the pixels", "loss": "the loss"}.get(largest.name, largest.name)
+    return [f"The largest step of the layers: {name} {does} {abs(largest.exponent):.2f}."]
+
+
+def _trained(
+    question: str,
+    rows: Sequence[Row],
+    law: PowerLaw | None,
+    power_law: bool | None,
+    budget: Budget | None,
+    cells: Sequence[Cell],
+    settings: dict[str, Any],
+) -> list[str]:
+    gone = lost(rows, settings["classes"], len(cells[0].values["right"]) * len({cell.seed for cell in cells}))
+    if len(gone) == len(rows):
+        accuracies = ", ".join(f"{row.accuracy:.2f}" for row in rows)
+        return [
+            f"No verdict: at {_sizes(gone)} the accuracy is near chance ({accuracies}). Check the labels' order, the "
+            "normalisation (mean, std) and the weights."
+        ]
+    said = []
+    if gone:
+        which = ", ".join(f"{row.accuracy:.2f}" for row in rows if row.size in gone)
+        best = max(row.accuracy or 0.0 for row in rows)
+        said.append(
+            f"No exponent: at {_sizes(gone)} it does not do its task (accuracy {which}, at best {best:.2f} at another)."
+        )
+    elif law is not None:
+        whose = "These weights on images of other sizes: " if question == CHECKPOINT else "Trained at each size, "
+        said += [f"{whose}{_growth(rows, law, settings['q'])}", *_bent(law, power_law), *_largest(budget)]
+    said += _attack(rows, gone, settings)
+    said += _averages(rows, gone, cells)
+    if question == CHECKPOINT:
+        said.append("To ask how size itself matters, train one network per size.")
+    return said
+
+
+def _attack(rows: Sequence[Row], gone: Sequence[int], settings: dict[str, Any]) -> list[str]:
+    row = max((row for row in rows if row.size not in gone), key=lambda row: (row.accuracy or 0.0, row.size))
+    costs = (row.accuracy or 0.0) - (row.attacked or 0.0)
+    said = (
+        f"At {row.size} px one step of {settings['eps']:.4g} in l_{settings['p']:g} costs {costs:.2f} of an accuracy "
+        f"of {row.accuracy:.2f}."
+    )
+    ratio = row.first_order or 0.0
+    if FIRST_ORDER[0] <= ratio <= FIRST_ORDER[1]:
+        return [said, f"First order gives its damage to the loss within a fifth (ratio {ratio:.2f})."]
+    return [said, f"First order does not describe this attack: damage is {ratio:.2f} times what it gives."]
+
+
+def _averages(rows: Sequence[Row], gone: Sequence[int], cells: Sequence[Cell]) -> list[str]:
+    row = max((row for row in rows if row.size not in gone), key=lambda row: (row.accuracy or 0.0, row.size))
+    own = [cell.averaged for cell in cells if cell.size == row.size]
+    said = []
+    for k in sorted(set.intersection(*(set(found) for found in own)) if own else set()):
+        right, attacked, l_q = (sum(f[k][what] for f in own) / len(own) for what in ("right", "attacked", "l_q"))
+        said.append(
+            f"{k} x {k} averages in front: accuracy {right - (row.accuracy or 0):+.2f}, attacked "
+            f"{attacked - (row.attacked or 0):+.2f}, gradient {l_q / row.mean:.2f} times as large"
+        )
+    if not said:
+        return []
+    return [f"Measured there: {'; '.join(said)}. Not measured: training with the penalty gradient-l1."]
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes)) + " px"

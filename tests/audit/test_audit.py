@@ -1,0 +1,250 @@
+"""Whole audits: what is asked, what is kept, what is said; and the norms against plain autograd."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from advdim import data, models, train
+from advdim.audit import Refusal, audit, cells, report, result, specs, verdict
+
+X, Y = data.load("digits", "test", size=32, resize="bilinear", n=12)
+
+
+def linear(size, seed):
+    return nn.Sequential(nn.Flatten(), nn.Linear(size**2, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def averaging():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+
+
+def test_a_fresh_network_without_averages_grows_by_the_law():
+    found = audit(linear, (X, Y), seeds=5, device="cpu")
+    assert [row.size for row in found.rows] == [4, 8, 16, 32]
+    assert found.exponent.contains(0.5, slack=0.05)
+    assert found.question == "fresh"
+    assert "by the law" in found.verdict
+    assert "says nothing of trained weights" in found.verdict
+    assert found.verdict.endswith("[fresh; batch-norm as found; resized from 32 px by area]")
+    assert "accuracy" not in str(found)
+
+
+def test_an_average_takes_the_growth_away_and_is_named():
+    found = audit(averaging, (X, Y), sizes=[8, 16, 32], seeds=5, device="cpu")
+    assert "AdaptiveAvgPool2d takes away 0.50" in found.verdict
+    assert abs(found.exponent.slope) < 0.2
+
+
+def test_norms_are_those_of_a_loop_over_images():
+    found = audit(averaging, (X, Y), sizes=[16, 32], seeds=2, device="cpu")
+    for cell in found.cells:
+        torch.manual_seed(cell.seed)
+        net = averaging()
+        for i, x in enumerate(data.resize(X, cell.size, "area")):
+            leaf = x[None].clone().requires_grad_()
+            F.cross_entropy(net(leaf), Y[i : i + 1]).backward()
+            assert cell.values["l_q"][i] == pytest.approx(float(leaf.grad.abs().sum()), rel=1e-5)
+
+
+ARCHITECTURES = (
+    "resnet18",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "densenet121",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "swin_t",
+    "vit_b_16",
+    "squeezenet1_0",
+    "shufflenet_v2_x0_5",
+    "regnet_y_400mf",
+    "mnasnet0_5",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_agree_with_a_plain_loop(name):
+    """Norms, exponents, and budgets that add up; in float64, since few images make batch-norm noisy in float32."""
+    x = torch.rand(35, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(35)
+    make = specs.factory(f"torchvision:{name}")
+    options = {
+        "sizes": [32, 64],
+        "images": 3,
+        "dtype": torch.float64,
+        "device": "cpu",
+        "randomise_head": name == "vit_b_16",
+    }
+    found = audit(make, (x, y), seeds=2, **options)
+    assert found.budget.total == pytest.approx(found.exponent.slope, abs=1e-10)
+    means = {}
+    for cell in found.cells:
+        torch.manual_seed(cell.seed)
+        net = make(image_size=cell.size) if name == "vit_b_16" else make()
+        if name == "vit_b_16":
+            torch.manual_seed(cell.seed)
+            net.heads.head.reset_parameters()
+        net.eval().double()
+        small = data.resize(x, cell.size, "area").double()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()):
+            models.calibrate_batch_norm(net, small[3:])
+        norms = []
+        for i in range(3):
+            leaf = small[i : i + 1].clone().requires_grad_()
+            F.cross_entropy(net(leaf), y[i : i + 1]).backward()
+            norms.append(float(leaf.grad.abs().sum()))
+        assert cell.values["l_q"] == pytest.approx(norms, rel=1e-6)
+        means[cell.size, cell.seed] = np.mean(norms)
+    slopes = [math.log(means[64, s] / means[32, s]) / math.log(4) for s in (0, 1)]
+    assert found.exponent.slope == pytest.approx(np.mean(slopes), abs=1e-6)
+
+
+def test_where_data_come_from_makes_no_difference():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=5)
+    options = {"sizes": [8, 16], "seeds": 2, "images": 12, "device": "cpu"}
+    tensors, loaded = audit(averaging, (X, Y), **options), audit(averaging, loader, **options)
+    assert [row.mean for row in tensors.rows] == [row.mean for row in loaded.rows]
+    assert audit(averaging, "digits", seeds=2, device="cpu").rows[-1].size == 8
+
+
+def test_an_interrupted_audit_goes_on(tmp_path, monkeypatch):
+    options = {"sizes": [8, 16], "seeds": 3, "device": "cpu", "out": tmp_path / "out"}
+    whole = audit(averaging, (X, Y), **(options | {"out": None}))
+    real, left = cells.Store.add, [4]
+
+    def stops(self, cell):
+        real(self, cell)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells.Store, "add", stops)
+    partial = audit(averaging, (X, Y), **options)
+    monkeypatch.setattr(cells.Store, "add", real)
+    assert not partial.complete
+    assert partial.settings["seeds"] == [0, 1]
+    assert any("2 of 3 seeds" in note for note in partial.notes)
+    with (tmp_path / "out" / "cells.jsonl").open("a") as file:
+        file.write('{"size": 16, "se')  # killed while writing
+    resumed = audit(averaging, (X, Y), **options)
+    assert resumed.complete
+    assert resumed.rows == whole.rows
+    assert resumed.exponent == whole.exponent
+    assert audit(averaging, (X, Y), **options).rows == whole.rows
+    with pytest.raises(Refusal, match=r"another audit \(p"):
+        audit(averaging, (X, Y), p=2.0, **options)
+
+
+def test_a_budget_of_time_leaves_whole_seeds():
+    found = audit(averaging, (X, Y), sizes=[8, 16], seeds=10_000, budget_s=3.0, device="cpu")
+    assert not found.complete
+    assert 1 <= len(found.settings["seeds"]) < 10_000
+
+
+@pytest.fixture(scope="module")
+def trained():
+    x, y = data.load("digits", "train", size=16, resize="bilinear")
+    torch.manual_seed(0)
+    net = averaging()
+    net[0] = nn.Conv2d(1, 32, 5, stride=2)
+    net = nn.Sequential(net[0], nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), *[net[2], net[3]], nn.Linear(32, 10))
+    train.fit(net, x, y, train.Recipe(epochs=12, lr=0.1), progress=False)
+    return net
+
+
+def test_one_checkpoint_away_from_its_size_has_no_exponent(trained):
+    x, y = data.load("digits", "test", size=16, resize="bilinear", n=200)
+    found = audit(trained, (x, y), sizes=[16, 64], images=200, upsample="bilinear", device="cpu")
+    assert found.question == "one checkpoint"
+    assert found.rows[0].accuracy > 0.8 > 2 * found.rows[1].accuracy
+    assert found.exponent is None
+    assert found.budget is None
+    assert found.verdict.startswith("No exponent: at 64 px it does not do its task")
+    assert "At 16 px one step of 0.003922 in l_inf costs" in found.verdict
+    assert "train one network per size" in found.verdict
+    assert found.rows[0].first_order == pytest.approx(1, abs=0.2)
+
+
+def test_trained_networks_per_size_are_another_question(trained):
+    x, y = data.load("digits", "test", size=16, resize="bilinear", n=100)
+    found = audit({(16, 0): trained, (16, 1): trained}, (x, y), images=100, device="cpu")
+    assert found.question == "trained per size"
+    assert found.rows[0].accuracy > 0.8
+    with pytest.raises(Refusal, match="no network for"):
+        audit({(8, 0): trained, (16, 1): trained}, (x, y), device="cpu")
+
+
+def test_training_inside_asks_what_training_makes_of_it():
+    x, y = data.load("digits", "train", size=16, resize="bilinear", n=800)
+    test = data.load("digits", "test", size=16, resize="bilinear", n=60)
+    recipe = train.Recipe(epochs=6, lr=0.1)
+    found = audit(
+        linear, test, sizes=[8, 16], seeds=2, images=60, recipe=recipe, train_data=(x, y), layers=False, device="cpu"
+    )
+    assert found.question == "trained per size"
+    assert min(row.accuracy for row in found.rows) > 0.7
+    with pytest.raises(Refusal, match="train_data"):
+        audit(linear, test, recipe=recipe, device="cpu")
+
+
+def test_guessing_gets_no_verdict():
+    torch.manual_seed(0)
+    x, y = data.load("digits", "test", n=100)
+    found = audit(averaging(), (x, y), sizes=[8], images=100, device="cpu")
+    assert found.verdict.startswith("No verdict: at 8 px the accuracy is near chance")
+
+
+@pytest.mark.parametrize(("bent", "noise", "clean"), [(0.0, 0.01, True), (0.4, 0.01, False), (0.4, 3.0, True)])
+def test_a_power_law_is_told_from_a_bend_beyond_noise(bent, noise, clean):
+    rng = np.random.default_rng(0)
+    d = np.array([10.0, 100, 1000, 10000])
+    log = 0.5 * np.log(d) + bent * np.log(d / 10) ** 2 / 10
+    table = np.exp(log[:, None] + noise * rng.standard_normal((4, 5)))
+    assert result.is_power_law(d, table) is clean
+
+
+def test_a_power_law_is_called_bent_by_chance_in_few_cases():
+    rng = np.random.default_rng(1)
+    d = np.array([10.0, 100, 1000, 10000])
+    wrong = [
+        result.is_power_law(d, np.exp(0.5 * np.log(d)[:, None] + rng.standard_normal((4, 5)))) is False
+        for _ in range(400)
+    ]
+    assert np.mean(wrong) < 0.08  # the level is 0.05
+
+
+def test_near_chance_is_two_standard_deviations():
+    assert verdict.chance(10, 100) == pytest.approx(0.1 + 2 * 0.03)
+
+
+def test_files_hold_what_was_measured(tmp_path):
+    found = audit(averaging, (X, Y), sizes=[8, 16], seeds=2, device="cpu")
+    paths = report.write(found, tmp_path)
+    assert [path.name for path in paths] == ["audit.json", "audit.csv", "audit.png"]
+    stored = json.loads(paths[0].read_text())
+    assert stored["exponent"]["slope"] == found.exponent.slope
+    assert stored["settings"]["p"] == "inf"
+    header, *lines = paths[1].read_text().splitlines()
+    assert header == "size,seed,image,quantity,module,value"
+    norms = [float(line.split(",")[-1]) for line in lines if ",l_q,," in line]
+    assert norms == [v for cell in found.cells for v in cell.values["l_q"]]
+    assert torchvision.io.decode_image(str(paths[2])).shape[0] >= 3
+
+
+def test_the_generator_of_the_caller_is_left_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    audit(averaging, (X, Y), sizes=[8, 16], seeds=2, device="cpu")
+    assert torch.equal(before, torch.random.get_rng_state())
