@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from .graph_walk import SUMS
 from .path_counting import known_layers
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _JOINS = (torch.cat, torch.concat, torch.stack, "cat")
 
 
@@ -82,7 +83,7 @@ def branches(model: nn.Module) -> str:
     sums = joins = products = 0
     for node in graph.nodes:
         inputs = {str(n) for n in node.all_input_nodes}
-        sums += _is(node, _SUMS) and len(inputs) > 1
+        sums += _is(node, SUMS) and len(inputs) > 1
         joins += _is(node, _JOINS)
         products += _is(node, (operator.mul, torch.mul, torch.matmul, operator.matmul)) and len(inputs) > 1
     products += sum(isinstance(m, nn.MultiheadAttention) for m in model.modules())
@@ -92,5 +93,5 @@ def branches(model: nn.Module) -> str:
     return f"paths branch and meet again in {', '.join(found)}: those past a branch cross fewer layers"
 
 
-def _is(node: Any, targets: tuple[Any, ...]) -> bool:
+def _is(node: Any, targets: Collection[Any]) -> bool:
     return node.op in ("call_function", "call_method") and any(node.target is t or node.target == t for t in targets)
