@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bibliography
+import nbformat
 import repository
 from bs4 import BeautifulSoup, Tag
 from docutils import nodes
@@ -53,6 +54,16 @@ def _drop_unused(static: Path) -> None:
     for pattern in UNUSED:
         for path in list(static.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _strip_notebooks(folder: Path) -> None:
+    """The notebooks to download carry no outputs: the page shows them, and whoever runs a notebook makes them."""
+    for path in folder.rglob("*.ipynb"):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
 
 
 def _shrink_images(folder: Path) -> None:
@@ -140,6 +151,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
     _drop_unused(outdir / "_static")
     _tidy_pages(outdir)
     _shrink_images(outdir / "_images")
+    _strip_notebooks(outdir / "_sources")
     if app.builder.name == "html":
         _write_previews(outdir)
         _write_sitemap(outdir)

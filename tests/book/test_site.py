@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
+import nbformat
 import pytest
 import repository
 
@@ -293,6 +294,10 @@ def test_proofs_fold_and_stand_open_in_print(site: Path, chromium: Any) -> None:
 def test_the_site_is_light_and_says_what_it_is(site: Path) -> None:
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) <= 12e6
     assert list(site.rglob("*.map")) == []
+    for path in (site / "_sources").rglob("*.ipynb"):
+        assert not any(cell.get("outputs") for cell in nbformat.read(path, 4).cells), (
+            f"{path.name} carries its outputs twice"
+        )
     head = (site / "index.html").read_text(encoding="utf-8").split("</head>")[0]
     for name in ("description", "og:title", "og:image", "citation_title", "citation_author"):
         assert f'"{name}" content="' in head, name

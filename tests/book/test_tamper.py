@@ -178,8 +178,10 @@ def test_altered_package_under_a_real_chapter_fails(tmp_path: Path) -> None:
     chapter = next(path for path in repository.chapters(ROOT) if path.stem.startswith("02_"))
     shutil.copy(chapter, folder / "book")
     shutil.copytree(ROOT / "src" / "advdim", folder / "src" / "advdim", ignore=shutil.ignore_patterns("__pycache__"))
-    with (folder / "src" / "advdim" / "norms.py").open("a") as module:
-        module.write("\n\n_norm = norm\n\n\ndef norm(x, q):\n    return 1.01 * _norm(x, q)\n")
+    module = folder / "src" / "advdim" / "theory" / "norms.py"
+    with module.open("r+") as file:
+        assert "def norm(" in file.read(), "the function to alter has moved"
+        file.write("\n\n_norm = norm\n\n\ndef norm(x, q):\n    return 1.01 * _norm(x, q)\n")
     status, report = prove(folder, PYTHONPATH=str(folder / "src"))
     assert status == 1, report
     assert "Cell outputs differ" in report

@@ -474,6 +474,14 @@ def _replacements(device):
     }
 
 
+class _InferenceMode(torch.inference_mode):
+    """PyTorch's, which allows other threads again where it is switched off; here they stay forbidden."""
+
+    def __enter__(self):
+        super().__enter__()
+        torch._C._set_multithreading_enabled(False)
+
+
 @contextmanager
 def pretend_cuda(roundings=0.0):
     """A CUDA device, meanwhile; gives the :class:`Device`.
@@ -504,6 +512,7 @@ def pretend_cuda(roundings=0.0):
         torch._C._set_only_lift_cpu_tensors(True)
         # The thread that goes back through a GPU's operators would not have this context.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(mock.patch.object(torch, "inference_mode", _InferenceMode))
         stack.callback(setattr, Device, "current", Device.current)
         Device.current = device
         yield stack.enter_context(device)
