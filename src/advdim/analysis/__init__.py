@@ -1,6 +1,6 @@
 """What comes out of measurements: power laws, single curves, ratios, tables of records, figures."""
 
-from . import figures, interactive, playgrounds
+from . import claims, figures, interactive, playgrounds
 from .power_law import Interval, PowerLaw, exponent, exponent_difference, mean_interval
 from .records import recorded
 from .single_curve import GeometricMeanRatio, SingleCurveFit, fit_single_curve, geometric_mean_ratio
@@ -12,6 +12,7 @@ __all__ = [
     "PowerLaw",
     "Series",
     "SingleCurveFit",
+    "claims",
     "epochs",
     "exponent",
     "exponent_difference",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..data import Resize
 from ..models import Network
 from ..train import PAPER, Recipe
-from . import trained_grids
+from . import method_grids, trained_grids
 from .spec import AfterTraining, AtInitialisation, Images, Spec
 
 #: Networks whose exponent at initialisation chapter 5 measures, and what each of them is there to show.
@@ -260,10 +260,12 @@ GRIDS: dict[str, Callable[[str, str], Sequence[Spec]]] = {
     "pgd-training": trained_grids.pgd_training,
     "sample-size": trained_grids.sample_size,
     "readouts-and-cures": trained_grids.readouts_and_cures,
+    "methods": method_grids.methods,
+    "precision": method_grids.precision,
 }
 #: The data set of each experiment, unless another is chosen.
 DATA = {"initialisation": "digits", "4.1": "cifar10", "4.2": "cifar10", "natural": "imagenette", "readouts": "cifar10"}
-DATA |= dict.fromkeys(("usual-training", "pgd-training", "sample-size"), "cifar10-jpeg")
+DATA |= dict.fromkeys(("usual-training", "pgd-training", "sample-size", "methods", "precision"), "cifar10-jpeg")
 DATA["readouts-and-cures"] = "imagenette-224"
 #: The scales: up to twenty minutes on two CPU cores, up to a few hours there; on a GPU, training for 20 epochs, and
 #: the paper's.

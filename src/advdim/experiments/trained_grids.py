@@ -21,6 +21,8 @@ BUDGETS = (0.0002, 0.0008, 0.004, 0.016)
 STRENGTHS = (0.0005, 0.001, 0.004)
 #: Weight decays, of every parameter.
 WEIGHT_DECAYS = (0.0005, 0.005)
+#: Side in pixels of the square that a blur averages over.
+BLUR = 5
 #: Sizes in pixels; gradients are averaged down to the first.
 SIZES = (32, 64, 128)
 
@@ -86,7 +88,7 @@ def usual_training(scale: str, data: str) -> list[AfterTraining]:
         large = [(seed, one, size) for seed, one, size in large if seed < 4 and one[0] == DILATED]
     recipe = replace(_recipe(scale, data), epochs=30 if scale in ("quick", "medium") else 20)
     return [
-        _point("usual-training", chosen, data, size, one, recipe, seed, chosen.images)
+        point_of("usual-training", chosen, data, size, one, recipe, seed, chosen.images)
         for seed, one, size in small + large
     ]
 
@@ -111,7 +113,7 @@ def pgd_training(scale: str, data: str) -> list[AfterTraining]:
     short = [(recipe, seed) for seed in range(chosen.seeds) for recipe, _ in pairs[: 1 + len(STRENGTHS)]]
     long = [(recipe, seed) for recipe, seeds in pairs[1 + len(STRENGTHS) :] for seed in range(seeds)]
     return [
-        _point("pgd-training", chosen, data, size, one, recipe, seed, chosen.images)
+        point_of("pgd-training", chosen, data, size, one, recipe, seed, chosen.images)
         for recipe, seed in short + long
         for size in sizes
     ]
@@ -150,7 +152,7 @@ def sample_size(scale: str, data: str) -> list[AfterTraining]:
         )
         own = replace(chosen, width=width)
         points += [
-            _point("sample-size", own, data, size, one, recipe, seed, images)
+            point_of("sample-size", own, data, size, one, recipe, seed, images)
             for seed, one, size in _each(sizes, series, range(seeds))
         ]
     return list(dict.fromkeys(points))  # the digits' largest samples are one
@@ -159,10 +161,10 @@ def sample_size(scale: str, data: str) -> list[AfterTraining]:
 def readouts_and_cures(scale: str, data: str) -> list[AfterTraining]:
     """Usual training with an averaging readout against a fully connected one, and with what may stop the growth.
 
-    The strided network with either readout; section 4.2's behind a projection on images of the smallest size, and with
-    two strengths of weight decay. What they are compared with is in :func:`usual_training`: the same samples, networks
-    and epochs. (A network trained on images averaged down to the smallest size needs no run: attacked through the
-    averaging, it has the damage that it has on small images.)
+    The strided network with either readout; section 4.2's behind a projection on images of the smallest size, with two
+    strengths of weight decay, and behind a blur over as many pixels at every size. What they are compared with is in
+    :func:`usual_training`: the same samples, networks and epochs. (A network trained on images averaged down to the
+    smallest size needs no run: attacked through the averaging, it has the damage that it has on small images.)
 
     Args:
         scale: as for :func:`usual_training`, with 3 sizes and 5 seeds at "medium".
@@ -177,8 +179,9 @@ def readouts_and_cures(scale: str, data: str) -> list[AfterTraining]:
         (network, recipe) for network in (STRIDED, replace(STRIDED, readout=None), replace(DILATED, project=sizes[0]))
     ]
     pairs += [(DILATED, replace(recipe, weight_decay=decay)) for decay in WEIGHT_DECAYS]
+    pairs.append((replace(DILATED, blur=BLUR), recipe))
     return [
-        _point("readouts-and-cures", chosen, data, size, (network, resize), own, seed, chosen.images)
+        point_of("readouts-and-cures", chosen, data, size, (network, resize), own, seed, chosen.images)
         for seed in range(chosen.seeds)
         for network, own in pairs
         for size in sizes
@@ -222,7 +225,7 @@ def _measured(epochs: int) -> tuple[int, ...]:
     return tuple(sorted({1, 2, 4, epochs} & set(range(epochs + 1)) | {-(-epochs * part // 6) for part in range(1, 7)}))
 
 
-def _point(
+def point_of(
     experiment: str,
     scale: Scale,
     data: str,
@@ -232,6 +235,18 @@ def _point(
     seed: int,
     train: int | None,
 ) -> AfterTraining:
+    """One point of a grid.
+
+    Args:
+        experiment: its name.
+        scale: the samples, and the channels.
+        data: the data set.
+        size: of the images, side in pixels.
+        series: network, and how the images come to their size.
+        recipe: of training; its seed is replaced.
+        seed: draws the weights, the order, the training images and the test images.
+        train: number of training images; None takes all.
+    """
     network, resize = series
     if data == "digits":
         network = replace(network, depth=4, base_size=8 if network.name == "conv_dilated" else None)

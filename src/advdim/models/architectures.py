@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ NAMES = ("mlp", "conv_strided", "conv_dilated")
 READOUTS = ("fc", "average", "max")
 POOLINGS = ("stride", "average", "max", "none")
 PADDINGS = ("reflect", "zeros", "circular")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "softplus": nn.Softplus}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Network:
         project: None, or a size of which the images' is a multiple: the network first projects its input onto the
             images copied up from that size, by averaging over blocks of pixels. Copied images pass unchanged; of an
             attack, only its mean over each block is left.
+        blur: None, or an odd number of pixels: the network first replaces each pixel by the mean over the square of
+            this side around it, beyond whose border the image goes on at the other side. Attacks reach at most what
+            they reach without the blur.
+        activation: "relu" (default), "gelu" or "softplus". The rules of initialisation are ReLU's.
     """
 
     name: str
@@ -56,11 +62,14 @@ class Network:
     normalise: str | tuple[Tensor, Tensor] | None = None
     base_size: int | None = None
     project: int | None = None
+    blur: int | None = None
+    activation: str | None = None
 
     def __str__(self) -> str:
         projected = f"projected to {self.project} px" if self.project else None
+        blurred = f"blurred over {self.blur} px" if self.blur else None
         norm = "batch-norm" if self.batch_norm else None
-        options = [self.readout, self.pooling, self.padding, norm, projected, self.init]
+        options = [self.readout, self.pooling, self.padding, self.activation, norm, projected, blurred, self.init]
         return " ".join([self.name, *(option for option in options if option)])
 
 
@@ -98,7 +107,8 @@ def build(
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, got {number}")
     with torch.device("cpu"):  # whatever torch.set_default_device says: weights are drawn there
-        layers = _projection(network.project, side) + _normalisation(network.normalise, channels)
+        layers = _projection(network.project, side) + _blur(network.blur, side)
+        layers += _normalisation(network.normalise, channels)
         layers += (_mlp if network.name == "mlp" else _convolutional)(network, channels, side, classes)
         net = Net(*layers, image_shape=(channels, side, side), classes=classes)
         initialise.RULES[network.init](net, torch.Generator().manual_seed(seed))
@@ -173,6 +183,20 @@ def _projection(project: int | None, side: int) -> list[nn.Module]:
     return [nn.AvgPool2d(side // project), nn.Upsample(scale_factor=side // project, mode="nearest")]
 
 
+def _blur(blur: int | None, side: int) -> list[nn.Module]:
+    if blur is None:
+        return []
+    if not (1 <= blur <= side and blur % 2):
+        raise ValueError(f"blur must be an odd number of pixels, at most the image's {side}, got {blur}")
+    return [nn.CircularPad2d(blur // 2), nn.AvgPool2d(blur, stride=1)]
+
+
+def _activation(network: Network) -> nn.Module:
+    name = network.activation or "relu"
+    _choose("activation", name, tuple(ACTIVATIONS))
+    return ACTIVATIONS[name]()
+
+
 def _mlp(network: Network, channels: int, side: int, classes: int) -> list[nn.Module]:
     if (network.readout, network.pooling, network.padding, network.base_size) != (None, None, None, None):
         raise ValueError("an mlp has no readout, pooling, padding or base_size: leave them out, or build a conv net")
@@ -181,7 +205,7 @@ def _mlp(network: Network, channels: int, side: int, classes: int) -> list[nn.Mo
     for before, after in pairwise(sizes):
         layers.append(nn.Linear(before, after, bias=not network.batch_norm))
         layers += [nn.BatchNorm1d(after)] if network.batch_norm else []
-        layers.append(nn.ReLU())
+        layers.append(_activation(network))
     return [*layers, nn.Linear(sizes[-1], classes)]
 
 
@@ -212,7 +236,7 @@ def _convolutional(network: Network, channels: int, side: int, classes: int) -> 
             layers.append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
             side //= 2
         layers += [nn.BatchNorm2d(network.width)] if network.batch_norm else []
-        layers.append(nn.ReLU())
+        layers.append(_activation(network))
     if readout == "fc":
         return [*layers, nn.Flatten(), nn.Linear(channels * side * side, classes)]
     pool = nn.AvgPool2d(side) if readout == "average" else nn.MaxPool2d(side)

@@ -1,0 +1,22 @@
+"""The claims registered before the runs on trained networks, and what the records decide of them.
+
+Claims, statistics and rules are in the README of ``advdim.experiments``; here is a module for each of its runs.
+"""
+
+from . import cells, methods, pgd_training, precision, readouts_and_cures, sample_size, usual_training, verdicts
+from .register import CLAIMS, findings
+from .verdicts import Finding
+
+__all__ = [
+    "CLAIMS",
+    "Finding",
+    "cells",
+    "findings",
+    "methods",
+    "pgd_training",
+    "precision",
+    "readouts_and_cures",
+    "sample_size",
+    "usual_training",
+    "verdicts",
+]
