@@ -1,5 +1,6 @@
 """Trained networks at several sizes of attack: against plain calls, stopping rules, samples of their own, grids."""
 
+import hashlib
 import math
 from dataclasses import asdict, replace
 
@@ -262,13 +263,63 @@ def test_a_grid_cut_short_holds_whole_seeds(experiment):
     assert first <= len(points) / 5
 
 
+def test_the_grid_of_methods_is_what_is_registered():
+    """20,000 images, 32 channels, 15 epochs, six methods at three strengths, 2 seeds; smooth nets under one penalty."""
+    points = grids.GRIDS["methods"]("medium", "cifar10-jpeg")
+    assert {(p.train, p.network.width, p.recipe.epochs, p.recipe.bf16) for p in points} == {(20_000, 32, 15, False)}
+    assert {p.recipe.seed for p in points} == {0, 1}
+    assert min(points[0].eps) == 0.001
+    assert max(points[0].eps) == 0.03
+    runs = [(p.network.activation, p.recipe.method, p.recipe.strength) for p in points if p.recipe.seed == 0]
+    assert len(set(runs)) == len(runs) == 1 + 6 * 3 + 2 * 4
+    assert {activation for activation, method, _ in runs if method != "none" and activation} == {"gelu", "softplus"}
+    assert {method for activation, method, _ in runs if activation} == {"none", "gradient-l1"}
+    assert [p.recipe.seed for p in points] == [0] * 27 + [1] * 27, "seed by seed"
+
+
+def test_the_check_of_precision_differs_in_precision_alone():
+    points = grids.GRIDS["precision"]("medium", "cifar10-jpeg")
+    halves, fulls = ([p for p in points if p.recipe.bf16 == bf16] for bf16 in (True, False))
+    assert [replace(p, recipe=replace(p.recipe, bf16=False)) for p in halves] == fulls
+    assert {p.recipe.strength for p in points} == {0.0, min(trained_grids.STRENGTHS)}
+    own = {replace(p, experiment="pgd-training") for p in fulls}
+    assert own <= set(grids.GRIDS["pgd-training"]("medium", "cifar10-jpeg")), "the runs of run 2"
+
+
+@pytest.mark.parametrize("experiment", ["methods", "precision"])
+@pytest.mark.parametrize("scale", grids.SCALES)
+def test_grids_of_methods_and_precision(experiment, scale):
+    for data in ("digits", "cifar10-jpeg"):
+        points = grids.GRIDS[experiment](scale, data)
+        assert len({spec.key(p) for p in points}) == len(points)
+        assert all(p.recipe.seed == p.images.seed == p.train_seed for p in points)
+        assert all(p.experiment == experiment for p in points)
+    with pytest.raises(ValueError, match="imagenette-224"):
+        grids.GRIDS[experiment](scale, "imagenette-224")
+
+
+def test_registered_hashes():
+    """The points that are being computed keep their names, whatever joins the grids."""
+    registered = {
+        ("usual-training", "cifar10-jpeg"): "9768ef93b773",
+        ("usual-training", "imagenette-224"): "a097403943f2",
+        ("pgd-training", "cifar10-jpeg"): "f7c7e2727ffc",
+        ("pgd-training", "imagenette-224"): "8e5b4424df7e",
+        ("sample-size", "cifar10-jpeg"): "04200741029f",
+        ("sample-size", "imagenette-224"): "5e5448314469",
+    }
+    for (experiment, data), name in registered.items():
+        keys = " ".join(spec.key(p) for p in grids.GRIDS[experiment]("medium", data))
+        assert hashlib.sha256(keys.encode()).hexdigest()[:12] == name, (experiment, data)
+
+
 def test_another_data_set_has_no_grid():
     for experiment in NEW:
         with pytest.raises(ValueError, match="mnist"):
             grids.GRIDS[experiment]("quick", "mnist")
 
 
-@pytest.mark.parametrize("experiment", NEW)
+@pytest.mark.parametrize("experiment", [*NEW, "methods", "precision"])
 def test_a_point_of_every_grid_runs(experiment):
     """On digits, with few images: each grid's own settings go through."""
     one = grids.GRIDS[experiment]("quick", "digits")[-1]

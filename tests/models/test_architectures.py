@@ -144,6 +144,28 @@ def test_a_projected_net_sees_the_means_of_blocks(name):
     torch.testing.assert_close(g, data.resize(g[..., ::3, ::3], 12, "copy"), rtol=1e-12, atol=1e-15)
 
 
+def test_a_blurred_net_sees_circular_means():
+    """Each pixel is the mean over the square around it, and rows and columns of the map sum to 1, as a lemma asks."""
+    plain, blurred = (models.build("conv_strided", (1, 6, 6), width=3, depth=2, blur=b).double() for b in (None, 3))
+    x = images(2, 1, 6, 6, dtype=torch.float64)
+    shifts = [x.roll((i, j), (2, 3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    torch.testing.assert_close(blurred(x), plain(torch.stack(shifts).mean(0)), rtol=1e-12, atol=1e-12)
+    blur = blurred[:2](torch.eye(36, dtype=torch.float64).view(36, 1, 6, 6)).flatten(1)
+    assert (blur > 0).sum() == 36 * 9
+    for sums in (blur.sum(0), blur.sum(1)):
+        torch.testing.assert_close(sums, torch.ones(36, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gelu", nn.GELU), ("softplus", nn.Softplus), ("relu", nn.ReLU)])
+def test_an_activation_takes_the_place_of_every_relu(name, kind):
+    for net in ("mlp", "conv_dilated"):
+        options = {"width": 3, "depth": 3, "batch_norm": True}
+        plain, other = (models.build(net, (1, 8, 8), activation=a, **options) for a in (None, name))
+        assert kinds(other) == [kind.__name__ if k == "ReLU" else k for k in kinds(plain)]
+        assert "ReLU" in kinds(plain)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+
+
 def test_dilation_is_the_size_over_the_base():
     def dilation(size, **options):
         return models.build("conv_dilated", (1, size, size), width=2, depth=1, **options)[0].dilation[0]
@@ -247,6 +269,9 @@ def test_calibration_leaves_the_state_as_found_and_forgets_the_past():
         ("conv_dilated", (1, 16, 16), {"base_size": 1, "padding": "reflect"}, "16 px.*by 16"),
         ("mlp", (3, 8, 8), {"project": 3}, "got 3 and 8"),
         ("mlp", (3, 8, 8), {"project": 0}, "got 0 and 8"),
+        ("mlp", (3, 8, 8), {"blur": 4}, "odd.*got 4"),
+        ("mlp", (3, 8, 8), {"blur": 9}, "at most the image's 8, got 9"),
+        ("mlp", (3, 8, 8), {"activation": "tanh"}, "'tanh'.*relu, gelu, softplus"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_value(name, shape, options, match):

@@ -199,8 +199,11 @@ def _record(arguments: argparse.Namespace) -> None:
     points, folder = _points(arguments)
     out = Path(arguments.out) if arguments.out else _package_record(arguments)
     found = [_load(folder, p) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
-    header = {"experiment": arguments.experiment, "scale": arguments.scale, "command": _command(arguments)}
+    header: dict[str, Any] = {"experiment": arguments.experiment, "scale": arguments.scale}
+    header["command"] = _command(arguments)
     if arguments.partial:
+        if failed := [f"{p}: {r['error']}" for p, r in zip(points, found, strict=True) if r["status"] == "failed"]:
+            header["failed"] = failed
         found = [record for record in found if record["status"] == "done"]
         if len(found) < len(points):
             header["cut_short"] = f"{len(found)} of {len(points)} points"

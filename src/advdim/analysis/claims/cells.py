@@ -117,7 +117,7 @@ def crossing(losses: Sequence[float], values: Sequence[float], level: float) -> 
     Returns:
         The value there; None if the loss never falls to the level, or is below it from the first measurement on.
     """
-    if losses and losses[0] == level:
+    if len(losses) and losses[0] == level:
         return float(values[0])
     for (before, first), (after, second) in pairwise(zip(losses, values, strict=True)):
         if before > level >= after:
