@@ -112,13 +112,17 @@ def recorded(name: str) -> tuple[Record, list[Record]]:
     Raises:
         FileNotFoundError: if there is no such record; the message lists those that there are.
     """
-    folder = resources.files("advdim.analysis") / "recorded"
-    file = folder / f"{name}.jsonl"
+    file = resources.files("advdim.analysis") / "recorded" / f"{name}.jsonl"
     if not file.is_file():
-        files = folder.iterdir() if folder.is_dir() else []
-        known = sorted(f.name.removesuffix(".jsonl") for f in files if f.name.endswith(".jsonl"))
-        raise FileNotFoundError(f"no record {name!r}: there are {', '.join(known) or 'none'}")
+        raise FileNotFoundError(f"no record {name!r}: there are {', '.join(names()) or 'none'}")
     return read_record(file.read_text(encoding="utf-8"))
+
+
+def names() -> list[str]:
+    """Names of the records committed with the package, sorted."""
+    folder = resources.files("advdim.analysis") / "recorded"
+    files = folder.iterdir() if folder.is_dir() else []
+    return sorted(f.name.removesuffix(".jsonl") for f in files if f.name.endswith(".jsonl"))
 
 
 def _rounded(value: Any) -> Any:

@@ -2,5 +2,6 @@
 
 from ..analysis.records import recorded
 from ..analysis.tables import Series, epochs, exponents, runs, series
+from .here import measure_grid
 
-__all__ = ["Series", "epochs", "exponents", "recorded", "runs", "series"]
+__all__ = ["Series", "epochs", "exponents", "measure_grid", "recorded", "runs", "series"]

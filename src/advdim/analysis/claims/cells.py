@@ -189,3 +189,30 @@ def reached(cells: Cells) -> bool:
         return bool(point["metrics"]["history"]["train_accuracy"][-1] >= point["spec"]["recipe"]["stop_accuracy"])
 
     return all(5 * sum(right(seed, size) for seed in seeds) >= 4 * len(seeds) for size in sizes(cells))
+
+
+def label(spec: dict[str, Any]) -> str:
+    """What tells a series of trained networks apart, in words: all of its spec but size, seed and scale."""
+    network, recipe = spec["network"], spec["recipe"]
+    strided = network["name"] == "conv_strided"
+    readout = " averaging" if strided and network.get("readout") != "fc" else ""
+    parts = [("strided" if strided else "dilated") + readout]
+    parts.append({"copy": "copied", "bilinear": "interpolated", "area": "natural"}[spec["images"]["resize"]])
+    parts += [name for name in ("projection", "blur") if {"projection": "project"}.get(name, name) in network]
+    parts += [network["activation"]] if "activation" in network else []
+    parts += [f"weight decay {recipe['weight_decay']:g}"] if recipe["weight_decay"] else []
+    parts += [f"{recipe['method']} {recipe['strength']:g}"] if recipe["strength"] else []
+    if spec["experiment"] == "pgd-training" and "stop_accuracy" not in recipe:
+        parts.append(f"{recipe['epochs']} epochs")
+    if spec["experiment"] == "sample-size":
+        parts += [f"{spec.get('train', 'all')} images", f"{network['width']} channels"]
+    parts += ["bfloat16"] if spec["experiment"] == "precision" and recipe["bf16"] else []
+    return ", ".join(parts)
+
+
+def by_label(points: Sequence[Point]) -> dict[str, Cells]:
+    """The points of an experiment by series, in the order of their first points."""
+    series: dict[str, list[Point]] = {}
+    for point in points:
+        series.setdefault(label(point["spec"]), []).append(point)
+    return {name: gather(own, lambda _: True) for name, own in series.items()}
