@@ -60,7 +60,8 @@ def test_the_interval_is_students_at_bonferronis_level():
 
 
 def test_fewer_than_three_seeds_decide_nothing():
-    def verdict(values, rule=verdicts.above(), whole=None):
+    def verdict(values, rule=None, whole=None):
+        rule = rule or verdicts.above()
         return verdicts.finding("1a", "", "", values, rule, m=1, planned=8, whole=whole).verdict
 
     assert verdict({0: 1.0, 1: 1.001, 2: 0.999}) == "supported"
@@ -293,7 +294,9 @@ def test_run_3():
         assert slope.interval.mean == pytest.approx(-0.1)
         assert of(found, "3b", name).verdict == "supported"
         assert (of(found, "3b", name).seeds, of(found, "3b", name).planned) == (3, 3)
-        assert of(found, "3d", name, "images or all").interval.mean == pytest.approx(0.1 + of(found, "3b", name).interval.mean)
+        assert of(found, "3d", name, "images or all").interval.mean == pytest.approx(
+            0.1 + of(found, "3b", name).interval.mean
+        )
         assert of(found, "3e", name).interval.mean == pytest.approx(0.05)
         assert of(found, "3e", name).verdict == "reported"
     rising = [replace_l1(p, one) for p, one in zip(points, specs_of(points), strict=True)]
