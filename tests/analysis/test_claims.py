@@ -413,6 +413,22 @@ def test_precision():
     assert of(found, "6a", "PGD").interval.mean == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("experiment", claims.RUNS)
+def test_labels_tell_the_series_apart(experiment):
+    """Each label has one point per seed and size, and says what its series is."""
+    data = "imagenette-224" if experiment == "readouts-and-cures" else "cifar10-jpeg"
+    points = grid(experiment, data, lambda one: {"l1": 1.0})
+    by_label = cells.by_label(points)
+    assert sum(len(own) for own in by_label.values()) == len(points)
+    if experiment == "usual-training":
+        assert {name: len(own) for name, own in by_label.items()} == {
+            name: len(own) for name, own in claims.usual_training.series(points).items() if own
+        }
+    if experiment == "readouts-and-cures":
+        assert "dilated, natural, blur" in by_label
+        assert "strided averaging, natural" in by_label
+
+
 def test_two_points_in_one_cell_are_refused():
     one = grids.GRIDS["usual-training"]("medium", "imagenette-224")[0]
     points = [run(one, l1=1.0), run(replace(one, base_size=16), l1=1.0)]

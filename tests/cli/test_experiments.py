@@ -297,6 +297,16 @@ def test_a_grid_cut_short_is_recorded_as_such_and_goes_on_from_its_record(free, 
     assert {spec.key_of(p["spec"]) for p in points} == {spec.key(s) for s in THREE}
 
 
+def test_a_record_cut_short_names_what_failed(failing, elsewhere):
+    """A run that diverges is reported, and not replaced."""
+    assert main(["run", "initialisation", "--device", "cpu"]) == 1
+    assert main(["record", "initialisation", "--out", "record.jsonl", "--partial"]) == 0
+    header, points = records.read_record((elsewhere / "record.jsonl").read_text())
+    assert header["failed"] == [f"{THREE[1]}: ValueError: l1 = nan at seed 3"]
+    assert header["cut_short"] == "2 of 3 points"
+    assert len(points) == 2
+
+
 def test_points_of_another_grid_are_not_restored(free, elsewhere, capsys):
     assert main(["run", "initialisation", "--device", "cpu"]) == 0
     assert main(["record", "initialisation", "--out", "record.jsonl"]) == 0

@@ -27,7 +27,7 @@ def measure_grid(
     Args:
         experiment: a name of :data:`advdim.experiments.grids.GRIDS`.
         data: the data set; one that torchvision downloads is fetched when missing.
-        scale: of :data:`advdim.experiments.grids.SCALES`.
+        scale: "quick", "medium", "short" or "paper".
         folder: of the points' files, in a folder of the experiment's name; an interrupted call goes on from there.
         first: only so many points of the grid, which come seed by seed; None takes all.
         device: where to measure; None is :func:`advdim.models.device`.
