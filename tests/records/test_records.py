@@ -273,16 +273,22 @@ def test_a_recorded_point_is_measured_again(name, choice):
     for p in sorted(recorded(name)[1], key=lambda p: p["provenance"]["seconds"]):
         first = cheapest.setdefault(kind(specs[spec.key_of(p["spec"])]), p)
         rest += [] if first is p else [p]
-    p = [*cheapest.values(), *rest][choice]
+    if choice >= len(candidates := [*cheapest.values(), *rest]):
+        pytest.skip(f"{len(candidates)} points are recorded so far")
+    p = candidates[choice]
     s = specs[spec.key_of(p["spec"])]
     try:
         checksum = ad.data.checksum(s.images.data)
     except folders.MissingDataError as error:
         pytest.skip(str(error))
     assert checksum == p["data"]
-    found = runner.measure(s, torch.device("cpu"))
+    measured, recorded_there = runner.measure(s, torch.device("cpu")), p["metrics"]
+    # Where attacks have several sizes, the final network's numbers are those of the test images.
+    found, there = (metrics.get("test", metrics) for metrics in (measured, recorded_there))
     trained = not isinstance(s, AtInitialisation)
     for metric in ("l1", "l2"):
-        assert found[metric] == pytest.approx(p["metrics"][metric], rel=0.2 if trained else 1e-3), metric
-    for metric in [name for name in found if trained and name.endswith("accuracy")]:
-        assert found[metric] == pytest.approx(p["metrics"][metric], abs=0.05), metric
+        assert found[metric] == pytest.approx(there[metric], rel=0.2 if trained else 1e-3), metric
+    accuracies = [name for name in found if trained and name.endswith("accuracy")]
+    assert accuracies or not trained
+    for metric in accuracies:
+        assert found[metric] == pytest.approx(there[metric], abs=0.05), metric
