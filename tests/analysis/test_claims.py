@@ -116,7 +116,7 @@ def test_few_changed_predictions_give_no_exponent(changed, seeds):
 
     found = of(claims.findings({"usual-training": grid("usual-training", "imagenette-224", make)}), "1d", "natural")
     assert (found.seeds, found.whole) == (seeds, 5)
-    assert ("1 of 5 whole seeds" in found.note) == (seeds == 4)
+    assert ("1 of 5 seeds lack it" in found.note) == (seeds == 4)
 
 
 def test_equal_state_intervals_cover():

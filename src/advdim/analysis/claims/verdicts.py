@@ -138,7 +138,7 @@ def finding(
     if interval is None and values:
         interval = mean_interval(list(values.values()), level(m))
     if left := whole - len(values):
-        note = "; ".join(text for text in (f"{left} of {whole} whole seeds have no such statistic", note) if text)
+        note = "; ".join(text for text in (f"{left} of {whole} seeds lack it", note) if text)
     return Finding(
         claim, about, statistic, rule, interval, values, whole, planned, _verdict(values, whole, rule, interval), note
     )
