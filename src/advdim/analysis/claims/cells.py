@@ -70,6 +70,19 @@ def slopes(cells: Cells, metric: Metric) -> PerSeed:
     return found
 
 
+def beyond_fit(cells: Cells, metric: Metric) -> PerSeed:
+    """Log of a metric at a fourth, larger size, less what the power law of the seed's three sizes predicts there."""
+    found: PerSeed = {}
+    growth = slopes(cells, metric)
+    for (seed, size), point in cells.items():
+        value = metric(point)
+        if seed in growth and size > max(sizes(cells)) and value is not None and value > 0:
+            fitted = [math.log(metric(cells[seed, s]) or math.nan) for s in sizes(cells)]
+            middle = float(np.mean(np.log(sizes(cells))))
+            found[seed] = math.log(value) - float(np.mean(fitted)) - 2 * growth[seed] * (math.log(size) - middle)
+    return found
+
+
 def less(first: PerSeed, second: PerSeed) -> PerSeed:
     """Differences within seeds, of those that have both."""
     return {seed: first[seed] - second[seed] for seed in first if seed in second}

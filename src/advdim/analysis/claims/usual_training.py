@@ -14,6 +14,7 @@ from .cells import (
     at_end,
     at_loss,
     attacked,
+    beyond_fit,
     gather,
     less,
     log,
@@ -39,6 +40,8 @@ CLAIMS = {
 }
 #: Seeds registered.
 SEEDS = 8
+#: Seeds registered of the dilated network at the fourth size.
+SEEDS_BEYOND = 4
 #: The series: network, and how the images came to their size.
 SERIES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "dilated, copied": lambda spec: _is(spec, "conv_dilated", "copy"),
@@ -64,6 +67,10 @@ def findings(points: Sequence[Point]) -> list[Finding]:
     gap = less(slopes(interpolated, GRADIENT), slopes(copied, GRADIENT))
     what = "exponent of E||g||_1, interpolated less copied"
     there = len(whole(copied, interpolated))
+    for name, cells in by_name.items():
+        if name.startswith("dilated"):
+            beyond, log_ratio = beyond_fit(cells, GRADIENT), "log ratio of E||g||_1 at the fourth size to the fit"
+            found.append(finding("1a", name, log_ratio, beyond, NO_RULE, m=4, planned=SEEDS_BEYOND))
     found.append(finding("1g", "dilated", what, gap, above(), m=1, planned=SEEDS, whole=there))
     return sorted(found, key=lambda one: one.claim)
 
