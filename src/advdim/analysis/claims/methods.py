@@ -58,10 +58,12 @@ def _alike(points: Sequence[Point]) -> list[Finding]:
     pairs = [(GRADIENT(point), DAMAGE(point)) for point in pooled]
     excess: dict[tuple[str, int], list[float]] = {}
     if pairs:
-        from sklearn.isotonic import IsotonicRegression
+        from scipy.optimize import isotonic_regression  # here, so that importing advdim stays quick
 
         log_x, log_y = np.log(np.array(pairs, float)).T
-        rest = log_y - IsotonicRegression(out_of_bounds="clip").fit(log_x, log_y).predict(log_x)
+        _, at, ties = np.unique(log_x, return_inverse=True, return_counts=True)
+        curve = isotonic_regression(np.bincount(at, log_y) / ties, weights=ties).x
+        rest = log_y - curve[at]
         for point, error in zip(pooled, rest, strict=True):
             recipe = point["spec"]["recipe"]
             excess.setdefault((recipe["method"].removesuffix("-random"), recipe["seed"]), []).append(float(error))
