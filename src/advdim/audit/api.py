@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def audit(
     if say:
         say(f"about {_duration(ready.seconds)}: {len(chosen)} sizes, {len(which)} seeds, {len(found.y)} images")
     store = Store(None if out is None else Path(out), ready.identity)
-    interrupted = _measure(started, found, chosen, which, options, ready.kept, store, budget_s, progress)
+    interrupted = _measure(started, found, chosen, which, options, ready, store, budget_s, progress)
     done = [seed for seed in which if all((size, seed) in store.cells for size in chosen)]
     if not done:
         raise KeyboardInterrupt if interrupted else Refusal(f"no seed was done in {budget_s} s: allow for more time")
@@ -139,7 +140,7 @@ def _measure(
     chosen: Sequence[int],
     which: Sequence[int],
     options: Options,
-    kept: list[tuple[str, int]],
+    ready: Ready,
     store: Store,
     budget_s: float | None,
     progress: bool,
@@ -160,7 +161,8 @@ def _measure(
                 bar.set_description(f"{size} px, seed {seed}")
                 net, _ = prepare(started, found, size, seed, options)
                 x, y = to_device(found.at(size, options.upsample), options), found.y.to(options.device)
-                store.add(measure_cell(net, x, y, kept, size=size, seed=seed, p=options.p, eps=eps))
+                measured = partial(measure_cell, net, x, y, ready.kept, p=options.p, eps=eps, count=ready.counts)
+                store.add(measured(size=size, seed=seed))
                 bar.update(size**2 / 1e3)
         except KeyboardInterrupt:
             return True
@@ -180,6 +182,7 @@ def _result(
     q = norms.dual(options.p)
     rows = result.rows_of(cells, chosen, options.eps)
     law, clean, parts, more = result.fit(cells, chosen, found.x.shape[1], started.question, q)
+    counted = result.counted(cells, chosen, found.x.shape[1])
     settings = {
         **ready.identity,
         "p": options.p,
@@ -206,6 +209,7 @@ def _result(
         law,
         clean,
         parts,
+        counted,
         (*notes, *more),
         said,
         settings,

@@ -15,9 +15,11 @@ from torch import Tensor
 from .. import data as sets
 from .. import models
 from ..measure.gradients import cross_entropy, gradients_and_outputs
+from ..theory import norms
 from ..train import Recipe, fit
 from . import layers, preflight
 from .adapt import Adapted, Refusal, adapted, batch_norms, fresh_batch_norms, randomise
+from .cells import counted_norm
 from .images import Images, Upsample, default_sizes, gather, resized
 from .plan import CHECKPOINT, FRESH, Plan
 
@@ -51,6 +53,7 @@ class Ready:
         notes: to print.
         kept: the boundaries of the layer budget.
         classes: outputs of the network.
+        counts: whether paths can be counted.
         calibrated: how many batch-norms are calibrated, or should be.
         seconds: that the measuring will take.
         identity: what tells this audit from others.
@@ -59,6 +62,7 @@ class Ready:
     notes: list[str]
     kept: list[tuple[str, int]]
     classes: int
+    counts: bool
     calibrated: int
     seconds: float
     identity: dict[str, Any]
@@ -166,6 +170,26 @@ def prepare(
     return net, len(some)
 
 
+def _counts(net: Adapted, x: Tensor, q: float) -> bool:
+    """Whether the network's paths can be counted, by trying."""
+    try:
+        counted_norm(net, x, q)
+    except Exception:  # a stranger's network raises anything
+        return False
+    return True
+
+
+def _digest(net: Adapted) -> str:
+    """The sha256 of a network's weights, with the names of its layers."""
+    digest = hashlib.sha256()
+    for name, t in net.named_parameters():
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(
+            t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if t.ndim else repr(t.item()).encode()
+        )
+    return digest.hexdigest()
+
+
 def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequence[int], options: Options) -> Ready:
     """Check the network at the smallest size, find its boundaries, and time it at the largest."""
     small, large, notes = chosen[0], chosen[-1], []
@@ -173,6 +197,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     dtypes = {p.dtype for p in started.build(small, which[0]).parameters()} if not started.own else set()
     if dtypes - {options.dtype}:
         notes.append(f"weights of {', '.join(sorted(map(str, dtypes)))} are measured in {options.dtype}, on a copy")
+    digest = _digest(net)
     x, y = to_device(found.at(small, options.upsample)[:2], options), found.y[:2].to(options.device)
     if len(x) < 2:
         x, y = x.repeat(2, 1, 1, 1), y.repeat(2)
@@ -183,6 +208,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     kept = layers.chain(net, x, y, cross_entropy) if options.layers else []
     if options.layers and not kept:
         notes.append("no module's output lies on every path: the layer budget has one step")
+    counts = started.question == FRESH and _counts(net, x, norms.dual(options.p))
     if calibrated:
         done = "calibrated" if options.calibrate else "NOT calibrated, so that they do nothing"
         mark = "" if options.calibrate else "! "
@@ -197,13 +223,10 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     each = time.perf_counter() - begun
     passes = 1 if started.question == FRESH else 6  # attacks, and averages in front
     pixels = sum(size**2 for size in chosen) / large**2
-    weights = hashlib.sha256()
-    for name, t in net.state_dict().items():
-        weights.update(f"{name} {tuple(t.shape)} {t.double().sum().item() if t.device.type != 'mps' else 0!r}".encode())
     identity = {
         "question": started.question,
         "network": started.name,
-        "weights": weights.hexdigest() if started.question == CHECKPOINT else started.name,
+        "weights": digest,
         "data": found.checksum,
         "images": len(found.y),
         "p": str(options.p),
@@ -216,4 +239,5 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
         "recipe": None if options.recipe is None else repr(replace(options.recipe, seed=0)),
         "normalise": [str(options.mean), str(options.std)],
     }
-    return Ready(notes, kept, classes, calibrated, each * len(found.y) * len(which) * pixels * passes, identity)
+    images = len(found.y) * passes + (len(found.calibration) / 3 if calibrated else 0) + (8 if counts else 0)
+    return Ready(notes, kept, classes, counts, calibrated, each * images * len(which) * pixels, identity)
