@@ -99,28 +99,38 @@ def choose_sizes(
         return chosen, []
     chosen, notes, multiple = [], [], 1
     for size in default_sizes(found.native):
-        for m in (multiple, *(m for m in MULTIPLES if m > multiple)):
-            rounded = max(m, round(size / m) * m)
-            if rounded <= found.native and (rounded in chosen or _takes(started, found, rounded, options)):
-                multiple = m
-                chosen += [] if rounded in chosen else [rounded]
-                break
-        else:
+        fits = _fitting(started, found, size, multiple, options)
+        if fits is None:
             notes.append(f"{size} px left out: the network does not take it")
+        elif fits[1] not in chosen:
+            multiple = fits[0]
+            chosen.append(fits[1])
     if not chosen:
         prepare(started, found, found.native, 0, options, tested=True)  # says why not
         raise Refusal("no default size fits: give sizes= (--sizes)")
     return sorted(chosen), notes
 
 
-def _takes(started: Plan, found: Images, size: int, options: Options) -> bool:
+def _fitting(started: Plan, found: Images, size: int, least: int, options: Options) -> tuple[int, int] | None:
+    """A multiple, and the size near the one wanted: one whose images are looked at in whole, or else one taken."""
+    taken = []
+    for m in (least, *(m for m in MULTIPLES if m > least)):
+        px = max(m, round(size / m) * m)
+        takes, whole = (False, False) if px > found.native else _takes(started, found, px, options)
+        if whole:
+            return m, px
+        taken += [(m, px)] if takes else []
+    return taken[0] if taken else None
+
+
+def _takes(started: Plan, found: Images, size: int, options: Options) -> tuple[bool, bool]:
     try:
         net = _network(started, size, (started.seeds or (0,))[0], options)
         return preflight.takes(net, to_device(found.at(size)[:1], options))
     except Refusal:
         raise
     except Exception:  # a factory may refuse a size in any way
-        return False
+        return False, False
 
 
 def to_device(x: Tensor, options: Options) -> Tensor:
