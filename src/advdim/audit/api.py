@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import models
 from ..theory import norms
 from ..train import Recipe
-from . import result, verdict
+from . import verdict
 from .adapt import Refusal
 from .cells import Cell, Store, measure_cell
 from .images import Images, Upsample, gather
@@ -179,14 +179,10 @@ def _result(
     options: Options,
     ready: Ready,
 ) -> Audit:
-    q = norms.dual(options.p)
-    rows = result.rows_of(cells, chosen, options.eps)
-    law, clean, parts, more = result.fit(cells, chosen, found.x.shape[1], started.question, q)
-    counted = result.counted(cells, chosen, found.x.shape[1])
     settings = {
         **ready.identity,
         "p": options.p,
-        "q": q,
+        "q": norms.dual(options.p),
         "classes": ready.classes,
         "sizes": list(chosen),
         "seeds": sorted({cell.seed for cell in cells}),
@@ -195,26 +191,18 @@ def _result(
         "device": str(options.device),
         "torch": torch.__version__,
     }
-    if started.question != FRESH and verdict.lost(rows, ready.classes, len(found.y) * len(settings["seeds"])):
-        law, clean, parts = None, None, None
-    said = verdict.verdict(started.question, rows, law, clean, parts, cells, settings)
-    whole = len(settings["seeds"]) == len(which)
-    if not whole:
-        more.append(f"! {len(settings['seeds'])} of {len(which)} seeds: the same call goes on, if out= names a folder")
-    return Audit(
+    done = len(settings["seeds"])
+    if done < len(which):
+        notes = [*notes, f"! {done} of {len(which)} seeds: the same call goes on, if out= names a folder"]
+    return verdict.concluded(
         started.question,
         started.name,
         found.name,
-        rows,
-        law,
-        clean,
-        parts,
-        counted,
-        (*notes, *more),
-        said,
+        cells,
         settings,
-        whole,
-        tuple(cells),
+        notes,
+        channels=found.x.shape[1],
+        complete=done == len(which),
     )
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from ..analysis import exponent, records
-from . import result, verdict
+from . import verdict
 from .cells import Cell
 from .plan import FRESH
 from .result import Audit
 
-SIZES = (32, 64, 128, 224)
+SIZES, SMALL = (32, 64, 128, 224), (32, 64, 128)
 
 #: How the last maps become logits.
 READOUTS = (
@@ -50,17 +51,19 @@ class Architecture:
         return self.spec.rpartition(":")[2]
 
     @property
-    def law(self) -> float | None:
-        """The exponent of the l_1 norm if all but the readout pass on the gradient's length whatever the size.
+    def law(self) -> tuple[float, float] | None:
+        """Between what the exponent of the l_1 norm lies if all but the readout pass on the gradient's length.
 
         Windows of areas A_1 to A_m, whose averages get independent gradients, multiply its mean square by the mean of
-        1 / A_i. For one average over all places this is the paper's law less the average's one half.
+        1 / A_i. For one average over all places this is the paper's law less one half; a layer norm after it gives back
+        between nothing, if the features at all places agree, and that half, if they are independent.
         """
-        if self.readout not in ("average", "windows") or self.sizes is None:
+        if self.readout not in READOUTS[:3] or self.sizes is None:
             return None
         passed = [_mean_inverse(side, self.windows) for side in self.sides]  # of one dimension: squared, of two
         lengths = [size * share for size, share in zip(self.sizes, passed, strict=True)]
-        return exponent([size**2 for size in self.sizes], lengths).slope
+        least = exponent([size**2 for size in self.sizes], lengths).slope
+        return least, 0.5 if self.readout == "average, then norm" else least
 
 
 def _mean_inverse(side: int, windows: int) -> float:
@@ -73,7 +76,7 @@ def _torchvision(name: str, *args: Any, **keywords: Any) -> Architecture:
     return Architecture(f"torchvision:{name}", *args, **keywords)
 
 
-#: What is recorded, the cheapest first.
+#: What is recorded, the cheapest first; the last at three sizes.
 ARCHITECTURES: tuple[Architecture, ...] = (
     _torchvision("mobilenet_v3_small"),
     _torchvision("alexnet", (64, 128, 224), "windows", (1, 3, 6), 6),  # it takes no less than 63 px
@@ -84,13 +87,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     _torchvision("regnet_y_400mf"),
     _torchvision("efficientnet_b0"),
     _torchvision("resnet18"),
-    _torchvision("googlenet"),
-    _torchvision("densenet121"),
-    _torchvision("swin_t"),
-    _torchvision("convnext_tiny", readout="average, then norm"),
-    _torchvision("resnet50"),
-    _torchvision("vgg11_bn", readout="windows", windows=7),
-    _torchvision("vit_b_16", readout="class token", sides=(2, 4, 8, 14), randomise_head=True),
+    _torchvision("convnext_tiny", SMALL, "average, then norm", (1, 2, 4)),
+    _torchvision("swin_t", SMALL, sides=(1, 2, 4)),
+    _torchvision("googlenet", SMALL, sides=(1, 2, 4)),
+    _torchvision("densenet121", SMALL, sides=(1, 2, 4)),
+    _torchvision("resnet50", SMALL, sides=(1, 2, 4)),
+    _torchvision("vit_b_16", SMALL, "class token", (2, 4, 8), randomise_head=True),
+    _torchvision("vgg11_bn", SMALL, "windows", (1, 2, 4), 7),
 )
 
 
@@ -147,38 +150,58 @@ def _audit(of: Sequence[records.Record]) -> tuple[Architecture, Audit]:
             counted = m["counted"][seed] if "counted" in m else None
             values = {"l_q": list(l_1), "l_2": [m["l_2"][seed]]}
             cells.append(Cell(point["spec"]["size"], seed, values, boundaries, counted=counted))
-    seeds = sorted({cell.seed for cell in cells})
-    settings = {**first["method"], "p": float("inf"), "q": 1.0, "images": first["images"]["n"]}
-    settings |= {"sizes": sizes, "seeds": seeds}
+    settings = {**first["method"], "p": math.inf, "q": 1.0, "eps": 1.0, "images": first["images"]["n"], "sizes": sizes}
+    notes = list(dict.fromkeys(note for point in of for note in point["spec"]["notes"]))
     own = Architecture(first["network"], tuple(sizes), "")
     architecture = next((a for a in ARCHITECTURES if (a.spec, a.sizes) == (own.spec, own.sizes)), own)
-    rows = result.rows_of(cells, sizes, 0.0)
-    law, clean, parts, notes = result.fit(cells, sizes, 3, FRESH, 1.0)
-    said = verdict.verdict(FRESH, rows, law, clean, parts, cells, settings)
-    notes = [*dict.fromkeys(note for point in of for note in point["spec"]["notes"]), *notes]
-    counted_law = result.counted(cells, sizes, 3)
-    name, data = architecture.name, first["images"]["data"]
-    whole = (FRESH, name, data, rows, law, clean, parts, counted_law, tuple(notes), said, settings, True, tuple(cells))
-    return architecture, Audit(*whole)
+    found = verdict.concluded(FRESH, architecture.name, first["images"]["data"], cells, settings, notes)
+    return architecture, found
 
 
 def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
     """One line per network: its readout, the law with that readout's step, and the exponent with its interval."""
-    head = (
-        f"{'network':20} {'readout':19} {'sizes':>8}  {'law':>5}  {'measured exponent':>20}  {'paths':>5}  largest step"
-    )
-    lines = [head]
+    names = f"{'network':20} {'readout':19} {'sizes':>8}  {'law':>12}"
+    lines = [f"{names}  {'measured exponent':>20}   {'paths':>5}  largest step"]
     for architecture, audit in found:
-        e, law = audit.exponent, architecture.law
+        e = audit.exponent
         if e is None or audit.budget is None:
             continue
-        steps = [term for term in audit.budget.terms if term.name != "pixels"]
-        largest = max(steps, key=lambda term: abs(term.exponent))
+        largest = max((t for t in audit.budget.terms if t.name != "pixels"), key=lambda term: abs(term.exponent))
         sizes = f"{audit.rows[0].size}-{audit.rows[-1].size}"
         counted = "" if audit.counted is None else f"{audit.counted.slope:+.2f}"
-        interval = f"{e.slope:+.2f} [{e.low:.2f}, {e.high:.2f}]{' ' if audit.power_law is not False else '*'}"
         lines.append(
-            f"{architecture.name:20} {architecture.readout:19} {sizes:>8}  {'' if law is None else f'{law:.2f}':>5}  "
-            f"{interval:>20}  {counted:>5}  {largest.exponent:+.2f} {largest.name}"
+            f"{architecture.name:20} {architecture.readout:19} {sizes:>8}  {_range(architecture.law):>12}  "
+            f"{f'{e.slope:+.2f} [{e.low:.2f}, {e.high:.2f}]':>20}{'*' if audit.power_law is False else ' '}  "
+            f"{counted:>5}  {largest.exponent:+.2f} {largest.name}"
         )
     return "\n".join([*lines, "* no power law: the slopes between neighbouring sizes differ beyond noise"])
+
+
+def _range(law: tuple[float, float] | None) -> str:
+    if law is None:
+        return "not covered"
+    low, high = (abs(bound) if abs(bound) < 0.005 else bound for bound in law)  # no -0.00
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+
+
+def draw(found: Sequence[tuple[Architecture, Audit]], ax: Any) -> None:
+    """Draw exponents with their intervals, one network per row, beside the law and what path counting says."""
+    rows = [(architecture, audit, audit.exponent) for architecture, audit in found if audit.exponent is not None]
+    for i, (architecture, audit, e) in enumerate(rows):
+        if architecture.law is not None:
+            low, high = architecture.law
+            ax.plot([low - 0.015, high + 0.015], [i, i], color="0.75", linewidth=9, solid_capstyle="butt", zorder=1)
+        ax.errorbar(
+            e.slope, i, xerr=[[e.slope - e.low], [e.high - e.slope]], fmt="o", color="C0", markersize=4, zorder=3
+        )
+        if audit.counted is not None:
+            ax.plot(audit.counted.slope, i, "D", color="C3", markersize=5, fillstyle="none", zorder=2)
+    for x in (0, 0.5):
+        ax.axvline(x, color="0.5", linestyle=":", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(rows)), [architecture.name for architecture, _, _ in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.plot([], [], color="0.75", linewidth=9, label="the law, with the readout")
+    ax.errorbar([], [], xerr=[], fmt="o", color="C0", markersize=4, label="measured, 95%")
+    ax.plot([], [], "D", color="C3", markersize=5, fillstyle="none", label="path counting")
+    ax.legend(fontsize=8)
+    ax.set_xlabel("exponent of the gradient's $\\ell_1$ norm in the number of pixels")
