@@ -16,7 +16,8 @@ NET = """
 from torch import nn
 
 def averaging():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    features = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
 
 def dense(size):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * size**2, 32), nn.ReLU(), nn.Linear(32, 2))
@@ -30,8 +31,8 @@ def softmax():
 @pytest.mark.parametrize("side", [1, 3, 4, 6, 7, 13])
 def test_windows_multiply_the_mean_square_by_the_mean_of_inverse_areas(side, windows):
     """Of independent gradients: by the sum of all squares in the matrix of the averages, over the windows."""
-    maps = torch.zeros(1, 1, side, side, dtype=torch.float64)
-    matrix = torch.func.jacrev(lambda h: F.adaptive_avg_pool2d(h, windows))(maps)
+    places = torch.eye(side**2, dtype=torch.float64).view(-1, 1, side, side)
+    matrix = F.adaptive_avg_pool2d(places, windows)
     assert survey._mean_inverse(side, windows) ** 2 == pytest.approx(
         float(matrix.square().sum()) / windows**2, rel=1e-12
     )
@@ -88,7 +89,7 @@ def photographs(tmp_path, monkeypatch):
 
 def test_a_survey_is_kept_goes_on_and_gives_back_what_it_measured(photographs, capsys):
     command = ["survey", "net.py:averaging", "net.py:dense", "net.py:softmax", "--data", "photos", "--seeds", "2"]
-    command += ["--sizes", "8", "16", "32", "--images", "4", "--device", "cpu"]
+    command += ["--sizes", "8", "32", "--images", "4", "--device", "cpu"]
     assert main(command) == 1
     out, err = capsys.readouterr()
     assert "softmax: the outputs of each image are positive and sum to 1" in err
@@ -100,7 +101,7 @@ def test_a_survey_is_kept_goes_on_and_gives_back_what_it_measured(photographs, c
     assert main([*command, "--record", "r.jsonl"]) == 0
     header, points = read_record_file(photographs / "r.jsonl")
     assert header["cut_short"] == "2 of 3 networks"
-    assert len(points) == 6
+    assert len(points) == 4
     (_, averaging), (architecture, dense) = survey.audits(points)
     assert architecture.law is None  # nobody has looked at its readout
     assert averaging.budget["2:AdaptiveAvgPool2d"].exponent == pytest.approx(-0.5, abs=1e-5)
