@@ -61,15 +61,8 @@ def last_maps(architecture, size):
     return (pooled or shapes)[-1][-1]
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(
-            a, id=a.name, marks=[] if a.name in ("alexnet", "squeezenet1_1", "mnasnet1_0") else pytest.mark.slow
-        )
-        for a in survey.ARCHITECTURES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", survey.ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_the_sides_of_the_last_maps_are_those_of_the_networks(architecture):
     assert tuple(last_maps(architecture, size) for size in architecture.sizes) == architecture.sides
 

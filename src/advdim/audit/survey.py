@@ -30,9 +30,9 @@ class Architecture:
     """A network of the survey.
 
     Attributes:
-        spec: as :func:`advdim.audit.specs.factory` takes it.
+        spec: its name, as the command line takes it: ``torchvision:resnet18``, say.
         sizes: in pixels, increasing; None for the audit's own choice.
-        readout: one of :data:`READOUTS`; empty where nobody has looked.
+        readout: how the last maps become logits, one of READOUTS; empty where nobody has looked.
         sides: of the last maps, one per size, in places.
         windows: how many windows a side, of a readout by windows.
         randomise_head: whether its last layer comes as zeros, and is drawn anew.
