@@ -217,8 +217,8 @@ def test_training_is_in_channels_last(method):
     net, (x, y) = build().train(), images(dtype=torch.float32)
     inner = []
     net[-3].register_forward_pre_hook(lambda _, args: inner.append(args[0]))
-    with fast.training_layout(net, twice=method != "none"):
-        objectives.objective(method)(net, x, y, 0.0 if method == "none" else 0.1, None)
+    with fast.in_training(net, twice=method != "none") as quick:
+        objectives.objective(method)(quick, x, y, 0.0 if method == "none" else 0.1, None)
     assert inner[-1].is_contiguous(memory_format=torch.channels_last)
     assert not inner[-1].is_contiguous()
 

@@ -23,6 +23,7 @@ from advdim.models.fast import (
     malloc,
     rest,
     shared_backward,
+    trained_convolution,
 )
 from advdim.train import objectives
 
@@ -182,6 +183,7 @@ TRICKS = [
     (layout, "_CPUAutocast"),
     (block_convolution, "ImageConvolution"),
     (shared_backward, "_PrecomputedGradient"),
+    (trained_convolution, "TrainedConvolution"),
 ]
 
 
@@ -298,7 +300,7 @@ def test_a_model_keeps_the_layout_that_it_came_with(channels_last, fails):
     values = [p.detach().clone() for p in net.parameters()]
     x, y = batch(8, SHAPE, CLASSES, torch.float32)
     try:
-        with fast.training_layout(net, twice=False):
+        with fast.in_training(net, twice=False):
             assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
             if fails:
                 raise KeyboardInterrupt

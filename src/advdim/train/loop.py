@@ -145,8 +145,8 @@ def fit(
     with tqdm(total=steps, initial=done, unit="batch", disable=off, file=sys.stderr) as bar:
         try:
             while not _ended(run, run.state.epoch):
-                with fast.training_layout(model, twice=recipe.method in DOUBLE_BACKWARD):
-                    _train_epoch(run, bar, save, checkpoint_every)
+                with fast.in_training(model, twice=recipe.method in DOUBLE_BACKWARD) as net:
+                    _train_epoch(run, net, bar, save, checkpoint_every)
                 _end_epoch(run, validation, test, eval_subsets, eval_every, metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
@@ -179,7 +179,7 @@ def _resume(run: _Run, path: Path | None, settings: dict[str, Any], test: Pairs)
     return save
 
 
-def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | None) -> None:
+def _train_epoch(run: _Run, net: nn.Module, bar: Any, save: Callable[[], None], every: int | None) -> None:
     """Train on what is left of the present epoch."""
     recipe, state, device, objective = run.recipe, run.state, run.x.device, objectives.objective(run.recipe.method)
     if state.order is None or state.losses is None:
@@ -197,7 +197,7 @@ def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | Non
         x = evaluation.model_images(crop_and_flip(x, run.generator) if recipe.augment else x, recipe, run.model)
         run.optimiser.zero_grad()
         with fast.autocast(device) if recipe.bf16 else nullcontext():
-            loss = objective(run.model, x, y, recipe.strength, run.generator)
+            loss = objective(net, x, y, recipe.strength, run.generator)
         torch.autograd.backward(loss)
         run.optimiser.step()
         run.schedule.step()

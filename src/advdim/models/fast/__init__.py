@@ -1,11 +1,12 @@
 """What computes the same thing sooner, behind this one door; README.md beside this file explains each of it."""
 
 from .double_backpropagation import double_backward
-from .layout import autocast, training_layout
+from .layout import autocast
 from .malloc import images_per_pass, keep_memory
 from .rest import at_rest
 from .shared_backward import input_gradient_and_loss
 from .switch import disable, enabled
+from .trained_convolution import in_training
 
 __all__ = [
     "at_rest",
@@ -14,7 +15,7 @@ __all__ = [
     "double_backward",
     "enabled",
     "images_per_pass",
+    "in_training",
     "input_gradient_and_loss",
     "keep_memory",
-    "training_layout",
 ]
