@@ -124,7 +124,14 @@ CASES = {
     "train.fit pgd-linf": fitted("pgd-linf"),
 }
 #: Functions that run no network, and AutoAttack, which runs in float32 whatever the network: see its own tests.
-NO_NETWORK = {"models.device", "train.crop_and_flip", "objectives.objective", "attacks.auto_attack", "measure.Loss"}
+NO_NETWORK = {
+    "models.device",
+    "train.crop_and_flip",
+    "objectives.objective",
+    "objectives.draws",
+    "attacks.auto_attack",
+    "measure.Loss",
+}
 #: Those that pass no door to what is fast: they call the network once, as it is, or not at all.
 PLAIN = {name for name in CASES if name.startswith(("models.", "theory."))} | {"objectives.plain"}
 PLAIN |= {"measure.predictions", "measure.cross_entropy", "measure.logit", "measure.zero_one"}
