@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import math
 import os
 import platform
@@ -181,7 +182,7 @@ def training(
         with Flops() as counted:
             ours()
         dtype = torch.float32 if options.float32 else torch.bfloat16
-        part = share(counted.total / min(seconds[""]), options.device, dtype)
+        part = counted.total / min(seconds[""]) / roofline(options.device, dtype)
         work += f" ({100 * part:.0f}% of the {str(dtype).removeprefix('torch.')} roofline)"
         yield Row(section, f"train {method}", "plain loop", seconds[""], seconds["plain loop"], work)
 
@@ -196,18 +197,19 @@ def reached(net: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor
     return f"loss {loss:.2f}, accuracy {100 * float(right.mean()):.0f}%"
 
 
-def share(rate: float, device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second, over those of a large matrix product in the same dtype and device."""
-    n = 8192 if device.type == "cuda" else 2048
+@functools.cache
+def roofline(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the best of three."""
+    n = 8192 if device.type == "cuda" else 512
     a = torch.randn(n, n, dtype=dtype, device=device)
     best = math.inf
-    for _ in range(5):
+    for _ in range(3):
         synchronise(device)
         start = time.perf_counter()
         a @ a
         synchronise(device)
         best = min(best, time.perf_counter() - start)
-    return rate / (2 * n**3 / best)
+    return 2 * n**3 / best
 
 
 def network(section: str, x: Tensor) -> nn.Module:

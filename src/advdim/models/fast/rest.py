@@ -30,8 +30,8 @@ def at_rest(model: nn.Module) -> Iterator[nn.Module]:
         folded = fold_batch_norm.fold(model)
         yield _ChannelsLast(model, laid_out) if folded is model and _gains(model) else folded
     finally:
-        for p, data in laid_out:
-            p.data = data
+        for weight, data in laid_out:
+            weight.data = data
         for p in parameters:
             p.requires_grad_(True)
 
