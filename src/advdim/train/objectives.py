@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -240,13 +241,8 @@ METHODS: dict[str, Objective] = {
     "augment-l2": lambda m, x, y, strength, _: one_step_augmentation(m, x, y, strength=strength, p=2),
     "pgd-linf": lambda m, x, y, strength, g: _on_attacked(m, x, y, strength, math.inf, PGD_STEPS, None, True, g),
     "cross-lipschitz": lambda m, x, y, strength, _: cross_lipschitz(m, x, y, strength=strength),
-    "cross-lipschitz-random": lambda m, x, y, strength, generator: cross_lipschitz(
-        m,
-        x,
-        y,
-        strength=strength,
-        estimator="random-sign",
-        generator=generator,  # type: ignore[arg-type]  # no tensor
+    "cross-lipschitz-random": lambda m, x, y, strength, g: cross_lipschitz(
+        m, x, y, strength=strength, estimator="random-sign", generator=cast(torch.Generator, g)
     ),
 }
 
