@@ -17,7 +17,7 @@ TESTS = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(a
 
 #: In place of the context "spawn", in which every process imports torch for itself.
 forking = multiprocessing.get_context("forkserver")
-forking.set_forkserver_preload(["helpers.fakes", "helpers.training", "sklearn.datasets", "scipy.stats"])
+forking.set_forkserver_preload(["helpers.fakes", "helpers.training", "sklearn.datasets", "torch._dynamo"])
 
 
 class Forked:
