@@ -419,22 +419,25 @@ def digest(*files: Path) -> str:
 
 
 def lines_of_tests() -> dict[str, Test]:
-    """Run the tests that have changed since they last ran here, and return what all of them run."""
-    shared = digest(*map(source_of, MODULES), *sorted((ROOT / "tests" / "helpers").glob("*.py")))
+    """Run the tests that have changed since they last ran here, or whose modules have; return what all of them run."""
+    helpers = digest(*sorted((ROOT / "tests" / "helpers").glob("*.py")))
+    modules = {module: digest(source_of(module)) for module in MODULES}
     (KEPT / "tests").mkdir(parents=True, exist_ok=True)
     tests: dict[str, Test] = {}
     for path in test_files():
         name = str(path.relative_to(ROOT))
         kept = KEPT / "tests" / f"{name.replace('/', '.')}.json"
-        version = digest(path) + shared
-        if not kept.exists() or json.loads(kept.read_text())["version"] != version:
+        known = json.loads(kept.read_text()) if kept.exists() else {"version": "", "modules": {}, "tests": []}
+        used = {module for _, _, lines in known["tests"] for module in lines}
+        if known["version"] != digest(path) + helpers or any(known["modules"][m] != modules[m] for m in used):
             status, told = forked(partial(_note, name))
             if status:
                 raise SystemExit(f"the tests of {name} cannot be run (status {status})")
             found = [json.loads(line) for line in told.splitlines()]
             print(f"{name}: {len(found)} tests, {sum(seconds for _, seconds, _ in found):.0f} s", flush=True)
-            kept.write_text(json.dumps({"version": version, "tests": found}))
-        for test, seconds, lines in json.loads(kept.read_text())["tests"]:
+            known = {"version": digest(path) + helpers, "modules": modules, "tests": found}
+            kept.write_text(json.dumps(known))
+        for test, seconds, lines in known["tests"]:
             tests[test] = Test(seconds, {module: set(numbers) for module, numbers in lines.items()})
     return tests
 
