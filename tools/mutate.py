@@ -51,6 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTED = Path(__file__).with_name("mutants.toml")
 KEPT = ROOT / ".mutants"
 LEAST = 0.92
+ANEW = b"anew"
 MEMORY = 4 * 2**30  # bytes that a mutant may ask for
 
 MODULES = (
@@ -427,7 +428,9 @@ def lines_of_tests() -> dict[str, Test]:
     for path in test_files():
         name = str(path.relative_to(ROOT))
         kept = KEPT / "tests" / f"{name.replace('/', '.')}.json"
-        known = json.loads(kept.read_text()) if kept.exists() else {"version": "", "modules": {}, "tests": []}
+        known: dict[str, Any] = (
+            json.loads(kept.read_text()) if kept.exists() else {"version": "", "modules": {}, "tests": []}
+        )
         used = {module for _, _, lines in known["tests"] for module in lines}
         if known["version"] != digest(path) + helpers or any(known["modules"][m] != modules[m] for m in used):
             status, told = forked(partial(_note, name))
@@ -532,10 +535,16 @@ class Campaign:
                 chosen = [name for name in self.chosen(mutant) if name in items]
 
                 def attempt(pipe: int, mutant: Mutant = mutant, chosen: Sequence[str] = tuple(chosen)) -> None:
-                    exchange(mutant)
+                    try:
+                        exchange(mutant)
+                    except ValueError:  # its code has other free variables, as where super() is gone
+                        os.write(pipe, ANEW)
+                        return
                     meet(items, session, chosen, pipe)
 
-                self.settle(mutant, chosen, *forked(attempt, self.limit(chosen)))
+                status, told = forked(attempt, self.limit(chosen))
+                if told != ANEW.decode():
+                    self.settle(mutant, chosen, status, told)
 
         if status := collect(sorted({name.partition("::")[0] for name in self.tests}), serve):
             raise RuntimeError(f"pytest ends with {status}")
@@ -638,6 +647,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if forked(lambda _: campaign.in_place(inside))[0]:
             raise SystemExit("the process that tries mutants has died; the same command goes on")
         campaign.resume()
+        for mutant in inside:
+            if campaign.name(mutant) not in campaign.results:
+                campaign.anew(mutant)
     return 0 if score(tried, lambda m: campaign.results[campaign.name(m)], listed) else 1
 
 

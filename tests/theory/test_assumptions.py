@@ -233,6 +233,7 @@ def test_branches_are_shown_by_tracing_and_not_covered():
     assert not report.hold
     assert report["H2"].status == "not covered"
     assert "meet again in 1 sums:" in report["H2"].why
+    assert "Residual is no sequence of layers" in report["H1"].why
     assert report["H4"].status == "unknown"
 
 
