@@ -2,6 +2,7 @@
 
 from . import figures, interactive, playgrounds
 from .power_law import Interval, PowerLaw, exponent, exponent_difference, mean_interval
+from .printed import Table, table
 from .records import recorded
 from .single_curve import GeometricMeanRatio, SingleCurveFit, fit_single_curve, geometric_mean_ratio
 from .tables import Series, epochs, exponents, runs, series
@@ -12,6 +13,7 @@ __all__ = [
     "PowerLaw",
     "Series",
     "SingleCurveFit",
+    "Table",
     "epochs",
     "exponent",
     "exponent_difference",
@@ -25,4 +27,5 @@ __all__ = [
     "recorded",
     "runs",
     "series",
+    "table",
 ]
