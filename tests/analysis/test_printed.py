@@ -6,7 +6,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from advdim.analysis import PowerLaw, exponent, table
+from advdim.analysis import PowerLaw, exponent, origin, recorded, table
 
 COLUMNS = {"network": "", "d": "d", "share": ".1%", "exponent": ""}
 
@@ -47,3 +47,15 @@ def test_what_is_not_a_number_is_a_dash():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"3 cells in the row .* for 2 columns: a, b"):
         table(["a", "b"], [(1, 2, 3)])
+
+
+@pytest.mark.parametrize("name", ["4.1-cifar10-jpeg", "initialisation-cifar10-jpeg"])
+def test_a_record_says_where_it_comes_from(name):
+    header, points = recorded(name)
+    said = dict(cells(origin(header, points))[1:])
+    assert said["command"] == header["command"]
+    assert said["points"] == str(len(points))
+    assert all(point["provenance"]["commit"] in said["commit"] for point in points)
+    if "flags" in points[0]["metrics"]:
+        worst = max(point["metrics"]["flags"]["not raised"] for point in points)
+        assert f"not raised {worst:g}" in said["images flagged, at most"]

@@ -2,7 +2,7 @@
 
 from . import figures, interactive, playgrounds
 from .power_law import Interval, PowerLaw, exponent, exponent_difference, mean_interval
-from .printed import Table, table
+from .printed import Table, origin, table
 from .records import recorded
 from .single_curve import GeometricMeanRatio, SingleCurveFit, fit_single_curve, geometric_mean_ratio
 from .tables import Series, epochs, exponents, runs, series
@@ -23,6 +23,7 @@ __all__ = [
     "geometric_mean_ratio",
     "interactive",
     "mean_interval",
+    "origin",
     "playgrounds",
     "recorded",
     "runs",

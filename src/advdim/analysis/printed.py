@@ -89,3 +89,25 @@ def _cell(value: Any, spec: str) -> str:
     if spec == "" or isinstance(value, str):
         return str(value)
     return MISSING if value != value else format(value, spec)
+
+
+def origin(header: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> Table:
+    """Where a record comes from: its command, date, commit, PyTorch and device, and how many points it has.
+
+    Args:
+        header: of the record.
+        points: of the record, as :func:`advdim.analysis.recorded` returns both.
+
+    Returns:
+        a table of two columns. Where the points count images that an attack could not use, the last row has the
+        largest share of each kind.
+    """
+    names = ("date", "commit", "torch", "device")
+    rows = [("command", header["command"])]
+    rows += [(name, ", ".join(sorted({point["provenance"][name] for point in points}))) for name in names]
+    rows += [("points", str(len(points)))]
+    flags = points[0]["metrics"].get("flags", {})
+    if flags:
+        most = {name: max(point["metrics"]["flags"][name] for point in points) for name in flags}
+        rows += [("images flagged, at most", ", ".join(f"{name} {share:g}" for name, share in most.items()))]
+    return table(["record", ""], rows)
