@@ -62,7 +62,14 @@ def paths() -> Html:
         "dashed."
     )
     still = SVG.format(720, 300, "".join(drawn))
-    return figure("paths", {"weights": WEIGHTS, "image": IMAGE}, still, label=label, ident="fig-play-paths")
+    caption = (
+        "To play with: a network of four pixels, three and three neurons and one output. Choose a pixel: its paths "
+        "light up, blue for positive weights and orange for negative ones, unless a gate on them is shut (0, dashed); "
+        "the products of the open ones sum to the gradient. Or release walkers from the output of a network of three "
+        "layers and see where they arrive."
+    )
+    data = {"weights": WEIGHTS, "image": IMAGE}
+    return figure("paths", data, still, label=label, ident="fig-play-paths", caption=caption)
 
 
 def dual_norm() -> Html:
@@ -97,7 +104,12 @@ def dual_norm() -> Html:
     )
     still = SVG.format(720, 260, "".join(drawn))
     data = {"angle": angle, "place": 0.5, "g": many}
-    return figure("dual_norm", data, still, label=label, ident="fig-play-dual-norm")
+    caption = (
+        "To play with: turn the gradient and slide p. Left: the ball, the gradient (blue) and the worst perturbation "
+        "(orange), which touches the highest level that the ball reaches. Right: the same for a gradient of 64 "
+        "coordinates: p = 1 spends all on the largest, p = \u221e the same on each."
+    )
+    return figure("dual_norm", data, still, label=label, ident="fig-play-dual-norm", caption=caption)
 
 
 def exponents(records: dict[str, Iterable[Series]]) -> Html:
@@ -138,7 +150,12 @@ def exponents(records: dict[str, Iterable[Series]]) -> Html:
     words = '<text x="0" y="12">measured exponent in d</text><text x="60" y="325">predicted by path counting</text>'
     label = "Exponents of the gradient's l_1 norm in the input dimension, measured against predicted, a dot a network."
     still = SVG.format(720, 330, axes + ends + "".join(dots) + words)
-    return figure("exponents", {"sets": sets}, still, label=label, ident="fig-play-exponents")
+    caption = (
+        "To play with: every dot is a network of the record; on the dashed line, what is measured is what path "
+        "counting predicts. Choose the images, mark a kind of network, or fit over fewer sizes; a dot's name and "
+        "exponents stand below when it is chosen."
+    )
+    return figure("exponents", {"sets": sets}, still, label=label, ident="fig-play-exponents", caption=caption)
 
 
 def _recorded(s: Series) -> dict[str, Any]:
