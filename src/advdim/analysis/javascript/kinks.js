@@ -2,7 +2,7 @@
 const figure = (root, live, data) => {
   const { el, svg, range } = kit;
   const names = Object.keys(data.networks), colours = ["var(--hot)", "var(--cool)"];
-  const now = { at: data.sizes.length - 1 };
+  const now = { at: Math.floor(0.8 * data.sizes.length) };
   const short = (v) => (v === 0 ? "0" : Math.abs(v) < 1e-3 ? v.toExponential(1) : `${+v.toPrecision(3)}`).replace("-", "\u2212");
   const left = svg("svg", { viewBox: "0 0 340 300", role: "img", "aria-label": "rise of the loss against the size of the attack" });
   const right = svg("svg", { viewBox: "0 0 340 300", role: "img", "aria-label": "error of the first order against the size, logarithmic" });
