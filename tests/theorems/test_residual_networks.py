@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from advdim import measure, models, theory
+from advdim import analysis, measure, models, theory
 from advdim.models import initialise
 
 
@@ -119,21 +119,22 @@ def test_convolutional_blocks_with_a_strided_shortcut():
 
 
 def test_torchvisions_resnet():
-    """The walk with the images' gates, in eval mode with calibrated batch-norm, against measured gradients."""
+    """The walk with the images' gates, eval mode, calibrated batch-norm: the level is right within 15 per cent."""
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    y = torch.zeros(8, dtype=torch.long)
-    measured, walk = [], []
-    for seed in range(6):
+    few, y = x[:2], torch.zeros(2, dtype=torch.long)
+    ratios, coins = [], []
+    for seed in range(8):
         torch.manual_seed(seed)
-        net = torchvision.models.resnet18(num_classes=10)
+        net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
         models.calibrate_batch_norm(net, x)
         net.eval()
-        walk.append(theory.path_second_moment(net, x=x).sum())
-        measured.append(measure.gradient_norms(net, x, y, q=(2,), loss=measure.logit)[2].double().square().mean())
+        square = measure.gradient_norms(net, few, y, q=(2,), loss=measure.logit)[2].double().square().mean()
+        ratios.append(math.log(float(square / theory.path_second_moment(net, x=few).sum())))
+        coins.append(math.log(float(square / theory.path_second_moment(net, (3, 32, 32)).sum())))
         assert not net.training
-    ratio = float(torch.stack(measured).mean() / torch.stack(walk).mean())
-    assert 0.5 < ratio < 2
-    assert float(theory.path_second_moment(net, (3, 32, 32)).sum()) > 0
+    interval = analysis.mean_interval(ratios)
+    assert -0.15 < interval.low < 0 < interval.high < 0.15
+    assert analysis.mean_interval(coins).low > 0.5  # coins miss the level: gates behind a sum are open more often
 
 
 def test_the_graph_agrees_with_the_sequence():
