@@ -27,7 +27,7 @@ METADATA = {
 KEPT = ("tags", "mystnb")
 
 #: How a chapter's frame says how long its cells run, on one core, in seconds.
-TIMES = {"half a minute": 30, "a minute": 60, "two minutes": 120, "three minutes": 180}
+TIMES = {"ten seconds": 10, "half a minute": 30, "a minute": 60, "two minutes": 120, "three minutes": 180}
 
 
 def normalise(notebook: nbformat.NotebookNode, stem: str) -> nbformat.NotebookNode:

@@ -127,7 +127,8 @@ def chromium() -> Iterator[Any]:
 
 
 #: To play with, on whatever page.
-FIGURES = {"fig-one-grey-level", "fig-play-dual-norm", "fig-play-paths", "fig-play-exponents"}
+FIGURES = {"fig-one-grey-level"}
+FIGURES |= {f"fig-play-{name}" for name in ("dual-norm", "kinks", "paths", "exponents", "collapse")}
 
 #: Rules of WCAG 2.1, levels A and AA.
 LOOKED_AT_BY_AXE = ("index", "01_preface", "02_attacks_to_gradients", "04_counting_paths", "notation", "bibliography")
