@@ -4,6 +4,7 @@ The solutions are cells of the chapters, so the test that executes a chapter run
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -13,6 +14,11 @@ BOOK = Path(__file__).parents[2] / "book"
 CHAPTERS = sorted(path.stem for path in BOOK.glob("[01]?_*.ipynb"))
 NUMBERED = re.compile(r"^(?:\*\*(\d+)\.\*\*|(\d+)\. \*\w)", re.M)  # **1.** Text, or 1. *Title.* Text
 IN_CODE = re.compile(r"^# Exercises? ([\d, and]+)", re.M)
+
+
+@cache
+def cells_of(name):
+    return nbformat.read(BOOK / f"{name}.ipynb", 4).cells
 
 
 def last_section(name):
@@ -53,7 +59,7 @@ def test_all_ten_chapters_are_here():
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_begins_in_short_and_ends_with_its_claims(name):
-    text = "\n\n".join(c.source for c in nbformat.read(BOOK / f"{name}.ipynb", 4).cells if c.cell_type == "markdown")
+    text = "\n\n".join(c.source for c in cells_of(name) if c.cell_type == "markdown")
     box = re.search(r"\{admonition\} In short\n:class: note\n(.*?)^(?:```|:::)", text, re.M | re.S)
     assert box
     assert all(word in box[1] for word in ("**Question.**", "**Needs**"))

@@ -1,6 +1,7 @@
 """The page of notation against the chapters: no symbol twice, each where the page says, and no definition left out."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ LOCAL = {
 }
 
 
+@cache
 def chapters():
     """{name: its markdown cells, joined}, of the chapters that the page speaks of."""
     out = {}
@@ -46,6 +48,7 @@ def tokens(tex):
     return " ".join(token for token in re.findall(r"\\[a-zA-Z]+|\\.|\S", tex) if token not in "{}")
 
 
+@cache
 def formulas(text):
     """The formulas of a text, as tokens, one a line; an ampersand or a new line begins another."""
     found = re.findall(r"\$\$(.*?)\$\$", text, re.S)
