@@ -35,9 +35,6 @@ ROLES = (
 
 PICTURE = "_static/law.png"
 
-#: Dots per inch of figures with two pixels for one of the screen, see advdim.analysis.figures.style.
-RETINA = 200
-
 
 def _copy_mathjax(app: Sphinx) -> None:
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
@@ -69,26 +66,19 @@ def _strip_notebooks(folder: Path) -> None:
         nbformat.write(notebook, path)
 
 
-def _shrink_images(folder: Path) -> dict[str, int]:
-    """Drawn figures have few colours and are stored by them, at half the bytes; photographs stay as they are.
-
-    Returns the width in pixels of the screen of those that were drawn with two pixels for one.
-    """
+def _shrink_images(folder: Path) -> None:
+    """Drawn figures have few colours and are stored by them, at half the bytes; photographs stay as they are."""
     from PIL import Image
 
-    widths = {}
     for path in folder.glob("*.png"):
         with Image.open(path) as opened:
-            dots, image = round(opened.info.get("dpi", (0, 0))[0]), opened.convert("RGBA")
-        if dots == RETINA:
-            widths[path.name] = image.width // 2
+            image = opened.convert("RGBA")
         if image.getcolors(4096) is None or image.getchannel("A").getextrema()[0] != 255:
             continue
         small = io.BytesIO()
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
         if len(small.getvalue()) < path.stat().st_size:
             path.write_bytes(small.getvalue())
-    return widths
 
 
 def pages(outdir: Path) -> list[Path]:
@@ -143,15 +133,13 @@ def _write_sitemap(outdir: Path) -> None:
     (outdir / "sitemap.xml").write_text(f"{text}{urls}\n</urlset>\n", encoding="utf-8")
 
 
-def _tidy_pages(outdir: Path, widths: dict[str, int]) -> None:
-    """Icons come from the theme's fonts, not its script of 1.5 MB too; :data:`ROLES`; figures in their own size."""
+def _tidy_pages(outdir: Path) -> None:
+    """Icons come from the theme's fonts alone, not from its script of 1.5 MB too; and :data:`ROLES` is applied."""
     for page in pages(outdir):
         text = page.read_text(encoding="utf-8")
         shorter = re.sub(r"\s*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?", "", text)
         for stated, meant in ROLES:
             shorter = shorter.replace(stated, meant)
-        for name, width in widths.items():
-            shorter = re.sub(rf'(<img(?![^>]* width=)[^>]*?) (src="[^"]*/{name}")', rf'\1 width="{width}" \2', shorter)
         page.write_text(shorter, encoding="utf-8")
 
 
@@ -161,7 +149,8 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
     outdir = Path(app.outdir)
     _copy_mathjax(app)
     _drop_unused(outdir / "_static")
-    _tidy_pages(outdir, _shrink_images(outdir / "_images"))
+    _tidy_pages(outdir)
+    _shrink_images(outdir / "_images")
     _strip_notebooks(outdir / "_sources")
     if app.builder.name == "html":
         _write_previews(outdir)

@@ -96,7 +96,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--keep-going",
         "--quiet",
     ]
-    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert build.returncode == 0, build.stdout + build.stderr
     return folder / "_build" / "html"
 
