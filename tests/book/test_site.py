@@ -69,8 +69,8 @@ OVERFLOW = """async () => {
     page: document.scrollingElement.scrollWidth - width,
     outside: outside.map((e) => e.tagName + " " + e.textContent.slice(0, 60)),
     cut: hiding.map((e) => ({
-      kind: e.matches(".math") ? "equation" : e.closest(".cell_input, div.highlight") ? "code"
-        : e.matches("table") || e.querySelector("table") ? "table" : "output",
+      kind: e.matches(".math") ? "equation" : e.matches("table") || e.querySelector("table") ? "table"
+        : e.closest(".cell_output") ? "output" : e.closest("div.highlight") ? "code" : "other",
       columns: Math.max(...e.textContent.split("\\n").map((line) => line.length)),
       by: e.scrollWidth - e.clientWidth,
       shown: getComputedStyle(e).boxShadow !== "none" && e.tabIndex === 0,
@@ -130,9 +130,26 @@ def chromium() -> Iterator[Any]:
 FIGURES = {"fig-one-grey-level"}
 FIGURES |= {f"fig-play-{name}" for name in ("dual-norm", "kinks", "paths", "exponents", "collapse")}
 
-#: Rules of WCAG 2.1, levels A and AA.
+#: Rules of WCAG 2.1, levels A and AA; that of colours, which depends on the mode, goes by itself.
 LOOKED_AT_BY_AXE = ("index", "01_preface", "02_attacks_to_gradients", "04_counting_paths", "notation", "bibliography")
-AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "rules": {"color-contrast": {"enabled": False}}}
+CONTRAST = {"runOnly": ["color-contrast"]}
+
+#: Marks, of all texts of one look (colour, size, weight and what lies behind), the first: axe takes long for thousands.
+LOOKS = """() => {
+  const seen = new Set();
+  document.querySelectorAll("[data-look]").forEach((e) => e.removeAttribute("data-look"));
+  for (const e of document.querySelectorAll("body *")) {
+    const text = [...e.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
+    if (!text || !e.getClientRects().length || e.closest("script, style")) continue;
+    const behind = new Set();
+    for (let box = e; box; box = box.parentElement) behind.add(getComputedStyle(box).backgroundColor);
+    const look = getComputedStyle(e);
+    const key = [look.color, look.fontSize, look.fontWeight, look.opacity, ...behind].join();
+    if (!seen.has(key)) e.setAttribute("data-look", "");
+    seen.add(key);
+  }
+}"""
 
 
 @dataclass
@@ -177,20 +194,27 @@ def visit(browser: Any, path: Path) -> dict[str, Visit]:
         for width in WIDTHS:  # the scripts fit equations anew when the column changes
             page.set_viewport_size({"width": width, "height": 900})
             own.overflow[width] = page.evaluate(OVERFLOW)
-        page.set_viewport_size({"width": WIDTHS[0], "height": 900})
-        if path.stem in LOOKED_AT_BY_AXE:
-            own.violations = axe(page)
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
     for figure in page.locator(".advdim-fig").all():
         seen.played[figure.get_attribute("id")] = play(page, figure)
+    if path.stem in LOOKED_AT_BY_AXE:  # last, because it takes the formulas out: glyphs by the thousand, from MathJax
+        page.evaluate("document.querySelectorAll('mjx-container').forEach((e) => e.remove())")
+        seen.violations = axe(page, RULES)
+        for scheme, own in modes.items():
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+            page.evaluate(LOOKS)
+            own.violations += axe(page, CONTRAST, "[data-look]")
     page.close()
     return modes
 
 
-def axe(page: Any) -> list[Any]:
+def axe(page: Any, options: dict[str, Any], within: str = "html") -> list[Any]:
     """The rules that a page breaks as it is shown, each with what breaks it."""
     from axe_playwright_python.sync_playwright import Axe
 
-    broken = Axe().run(page, options=AXE).response["violations"]
+    asked = {**options, "resultTypes": ["violations"], "preload": False}
+    broken = Axe().run(page, context={"include": [[within]]}, options=asked).response["violations"]
     return [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in broken]
 
 
