@@ -39,7 +39,7 @@ pdf: $(STAMP) ## print the whole book into _build/html/advdim.pdf, by Chromium
 	$(BIN)/python tools/topdf.py
 
 colab-check: $(STAMP) ## run every chapter as Colab would, alone in an empty folder (ARGS="-k 02" for one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/book/test_colab.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist load tests/book/test_colab.py -m "process or colab" $(ARGS)
 
 test: $(STAMP) ## run the tests, and every chapter against its stored outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

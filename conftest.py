@@ -83,17 +83,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks a chapter's cells, whose kernel is a process, and leaves out what is slow unless -m names it.
+    """Marks a chapter's cells, whose kernel is a process, and leaves out what is slow, or Colab's, unless -m names it.
 
     Not by -m in pyproject.toml, which a -m of the command line would replace.
     """
     for item in items:
         if hasattr(item, "cell"):
             item.add_marker("process")
-    if "slow" not in config.getoption("markexpr"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    left_out = {mark for mark in ("slow", "colab") if mark not in config.getoption("markexpr")}
+    deselected = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -48,8 +48,8 @@ def test_the_example_is_that_of_the_preface():
 
 
 def test_every_make_target_exists():
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.M))
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
     assert {"book", "test", "rerun", "help"} <= named
     assert named <= targets
 
@@ -57,7 +57,9 @@ def test_every_make_target_exists():
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_commands_by_hand_are_those_of_make():
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "JOBS")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "JOBS")
     }
     run = subprocess.run(
         ["make", "--dry-run", "--always-make", "book", "test"],

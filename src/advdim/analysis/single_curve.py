@@ -157,13 +157,14 @@ def _logs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
 
 def _errors(log_x: NDArray[np.float64], log_y: NDArray[np.float64], names: NDArray[np.str_]) -> NDArray[np.float64]:
     """Error of log y at each point, predicted from the points of the other groups; nan beyond their range."""
-    from sklearn.isotonic import IsotonicRegression
+    from scipy.optimize import isotonic_regression
 
     errors = np.empty_like(log_y)
     for name in np.unique(names):
         own = names == name
-        curve = IsotonicRegression(out_of_bounds="nan").fit(log_x[~own], log_y[~own])
-        errors[own] = log_y[own] - curve.predict(log_x[own])
+        x, at, ties = np.unique(log_x[~own], return_inverse=True, return_counts=True)
+        curve = isotonic_regression(np.bincount(at, log_y[~own]) / ties, weights=ties).x
+        errors[own] = log_y[own] - np.interp(log_x[own], x, curve, left=math.nan, right=math.nan)
     return errors
 
 
