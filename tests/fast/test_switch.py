@@ -23,6 +23,7 @@ from advdim.models.fast import (
     malloc,
     rest,
     shared_backward,
+    trained_convolution,
 )
 from advdim.train import objectives
 
@@ -123,7 +124,14 @@ CASES = {
     "train.fit pgd-linf": fitted("pgd-linf"),
 }
 #: Functions that run no network, and AutoAttack, which runs in float32 whatever the network: see its own tests.
-NO_NETWORK = {"models.device", "train.crop_and_flip", "objectives.objective", "attacks.auto_attack", "measure.Loss"}
+NO_NETWORK = {
+    "models.device",
+    "train.crop_and_flip",
+    "objectives.objective",
+    "objectives.draws",
+    "attacks.auto_attack",
+    "measure.Loss",
+}
 #: Those that pass no door to what is fast: they call the network once, as it is, or not at all.
 PLAIN = {name for name in CASES if name.startswith(("models.", "theory."))} | {"objectives.plain"}
 PLAIN |= {"measure.predictions", "measure.cross_entropy", "measure.logit", "measure.zero_one"}
@@ -182,6 +190,7 @@ TRICKS = [
     (layout, "_CPUAutocast"),
     (block_convolution, "ImageConvolution"),
     (shared_backward, "_PrecomputedGradient"),
+    (trained_convolution, "TrainedConvolution"),
 ]
 
 
@@ -298,7 +307,7 @@ def test_a_model_keeps_the_layout_that_it_came_with(channels_last, fails):
     values = [p.detach().clone() for p in net.parameters()]
     x, y = batch(8, SHAPE, CLASSES, torch.float32)
     try:
-        with fast.training_layout(net, twice=False):
+        with fast.in_training(net, twice=False):
             assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
             if fails:
                 raise KeyboardInterrupt
