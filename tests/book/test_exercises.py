@@ -64,7 +64,7 @@ def test_a_chapter_begins_in_short_and_ends_with_its_claims(name):
     assert box
     assert all(word in box[1] for word in ("**Question.**", "**Needs**"))
     assert re.search(r"minutes|an hour", box[1])
-    assert len(re.findall(r"^[*-] ", box[1], re.M)) == 3
+    assert len(re.findall(r"^[*-] ", box[1], re.M)) in (3, 4)
     heads = re.findall(r"^\| claim \|(.*)\|$", text, re.M)
     assert heads, "no table of claims"
     assert all(word in heads[-1] for word in ("proved", "measured", "open"))

@@ -71,6 +71,27 @@ def test_the_closed_form(kind, factor, scale, blocks):
         torch.testing.assert_close(v, torch.full_like(v, factor(scale) ** blocks / 9), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_the_closed_form_of_convolutional_blocks(kind, padding):
+    def conv(i):
+        return nn.Conv2d(i, 4, 3, padding=1, padding_mode=padding, bias=False)
+
+    layers = [conv(1)] if kind == "pre" else [conv(1), nn.ReLU()]
+    for _ in range(2):
+        branch = conv(4), nn.ReLU(), conv(4)
+        layers += (
+            [models.Residual(nn.ReLU(), *branch, scale=0.7)]
+            if kind == "pre"
+            else [models.Residual(*branch, scale=0.7), nn.ReLU()]
+        )
+    layers += [nn.ReLU()] if kind == "pre" else []
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 36, 1, bias=False)).double()
+    initialise.he_unit_(net, generator())
+    level = (1 if kind == "pre" else 0.5) + 0.7**2
+    assert float(theory.path_second_moment(net, (1, 6, 6)).sum()) == pytest.approx(level**2, rel=1e-12)
+
+
 def coin_squares(kind, scale, blocks, width, draws, d=9):
     """Squared gradient norms of networks with coins for gates, tau = 1, in plain tensors: [draws]."""
     source = generator(2)
