@@ -93,5 +93,5 @@ lock: $(STAMP) ## pin the environment anew from pyproject.toml
 	  && mv requirements.new requirements.txt || { rm -f requirements.new; exit 1; }
 
 clean: ## remove what was built; the environment stays
-	rm -rf _build $(BENCH) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build $(BENCH) .mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -200,3 +200,10 @@ def test_printed_and_contained():
 def test_wrong_measurements_are_refused_by_value(d, values, match):
     with pytest.raises(ValueError, match=match):
         analysis.exponent(d, values)
+
+
+def test_slopes_between_sizes_that_are_not_equally_far_apart():
+    d, rng = np.array([1.0, 2, 16, 24]), np.random.default_rng(2)
+    fit = analysis.exponent(d, rng.lognormal(size=(4, 5)))
+    assert fit.local == pytest.approx(np.diff(np.log(fit.means)) / np.diff(np.log(d)))
+    assert fit.bend.mean == pytest.approx(fit.local[-1] - fit.local[0])

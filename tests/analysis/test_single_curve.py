@@ -53,6 +53,18 @@ def test_the_interval_of_the_factor_is_deterministic():
     assert fit_single_curve(X, y, GROUPS, resamples=50) == fit_single_curve(X, y, GROUPS, resamples=50)
 
 
+def test_resamples_are_of_the_points_of_each_group_by_itself():
+    """Groups of one point leave nothing to draw; and quantiles lie as the level says, also at a low one."""
+    x, y = [1.0, 2, 3, 4], [1.0, 3, 2, 4]
+    found = fit_single_curve(x, y, ["a", "b", "c", "d"], resamples=5)
+    assert found.low == pytest.approx(found.factor, rel=1e-12)
+    assert found.high == pytest.approx(found.factor, rel=1e-12)
+    assert found.factor > 1.1
+    y = X * np.exp(rng.normal(0, 0.3, 60))
+    wide, narrow = (fit_single_curve(X, y, GROUPS, resamples=40, confidence=c) for c in (0.95, 0.2))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
 def test_what_lies_beyond_the_other_groups_is_not_predicted():
     """A steep curve: one continued as a constant would be wrong by factors."""
     x = np.array([1.0, 2, 3, 4, 5, 40])

@@ -1,6 +1,7 @@
 """What all attacks promise: independence of batches, layouts and devices; a model left as found; clear refusals."""
 
 import copy
+import inspect
 import math
 import warnings
 
@@ -218,3 +219,18 @@ def test_the_fast_layout_is_taken_on_a_cpu_and_changes_nothing():
         assert measure.input_gradients(net, laid, y).is_contiguous(memory_format=layout)
     with fast.at_rest(Viewing()) as quick:
         assert quick(x).shape == (6, 4)
+
+
+def test_the_defaults_stay_what_recorded_numbers_were_measured_with():
+    def defaults(function):
+        found = {n: p.default for n, p in inspect.signature(function).parameters.items()}
+        return {n: value for n, value in found.items() if value is not inspect.Parameter.empty and not callable(value)}
+
+    assert defaults(attacks.one_step) == {"clip": False, "batch_size": None}
+    assert defaults(attacks.pgd) == {
+        "steps": 10, "step_size": None, "random_start": False, "restarts": 1, "clip": False, "early_stop": False,
+        "generator": None, "batch_size": None,
+    }  # fmt: skip
+    assert defaults(attacks.deepfool) == {
+        "y": None, "p": 2, "steps": 50, "overshoot": 0.02, "clip": False, "candidates": 10, "batch_size": None
+    }  # fmt: skip

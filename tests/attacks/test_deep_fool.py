@@ -134,3 +134,13 @@ def test_where_no_gradient_leads_to_another_class_the_image_stays():
     with torch.no_grad():
         net[1].weight.copy_(net[1].weight[:1].expand(3, -1).clone())
     assert torch.equal(attacks.deepfool(net, x), x)
+
+
+def test_a_slope_of_one_is_a_slope_and_two_equal_classes_are_no_way_out():
+    """One pixel x, and logits x, 0.5, x: the boundary lies at 0.5, and the third class never leads."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 3)).double()
+    net[1].weight.data, net[1].bias.data = torch.tensor([[1.0], [0], [1]]).double(), torch.tensor([0, 0.5, 0]).double()
+    x = torch.tensor([0.75, 0.9]).double().view(2, 1, 1, 1)
+    for p in NORMS:
+        attacked = attacks.deepfool(net, x, torch.tensor([0, 0]), p=p, overshoot=0, steps=1)
+        torch.testing.assert_close(attacked, torch.full_like(x, 0.5), rtol=1e-12, atol=0)

@@ -71,6 +71,9 @@ def grey():
 
 def ten():
     return small(channels=1, classes=10)
+"""
+MANY = """
+from torch import nn
 
 def many(side):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * side**2, 2))
@@ -82,6 +85,7 @@ def where(tmp_path_factory):
     """A folder with a file of networks, and photographs of two classes, of several shapes."""
     folder = tmp_path_factory.mktemp("session")
     (folder / "net.py").write_text(NET)
+    (folder / "many.py").write_text(MANY)  # without torchvision, for a process to start sooner
     for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(3):
@@ -189,7 +193,7 @@ def test_odd_ones_are_measured(session, name):
 def test_interrupted_from_the_keyboard_it_goes_on(session, where):
     """In a process of its own; more seeds than it can do before the signal comes."""
     command = [
-        "net.py:many",
+        "many.py:many",
         "--data",
         "photos",
         "--sizes",

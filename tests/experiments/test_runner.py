@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import fakes
+from helpers.processes import forked
 from helpers.tiny import THREE, TINY
 
 import advdim as ad
@@ -161,25 +162,6 @@ def test_other_data_on_a_workers_machine_are_a_failure(tmp_path, measured):
     assert len(measured) == 2
 
 
-KILLED = """
-import os, sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from experiments.test_runner import THREE, run
-from advdim.experiments import runner
-runner.measure = lambda s, device, root, checkpoint: {"l1": [1.0, 2.0]}
-replace, calls = os.replace, []
-def hang(*paths):
-    calls.append(paths)
-    if len(calls) == 3:
-        print("hanging", flush=True)
-        time.sleep(600)
-    replace(*paths)
-os.replace = hang
-run(Path(sys.argv[1]))
-"""
-
-
 def test_points_of_other_data_are_not_mixed_with_new_ones(tmp_path, measured, monkeypatch):
     """One record could hold two versions of the data, a shard having been added between two runs."""
     assert run(tmp_path, THREE[:2]) == 0
@@ -205,13 +187,12 @@ def test_metrics_that_are_none_fail_with_their_point(tmp_path, monkeypatch, metr
 @pytest.mark.process
 def test_kill_9_in_the_middle_of_writing(tmp_path, measured):
     """The worst moment: the third result is in its temporary file, and not yet in place."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parents[1])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:  # ends early if the process fails: the assertions then show its stderr
-            if line == "hanging\n":
-                break
+    log, tmp_path = tmp_path, tmp_path / "points"
+    with forked(fakes.hang_in_the_middle_of_writing, tmp_path) as process:
+        fakes.eventually(lambda: fakes.log(log) or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, process.stderr.read()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, output
     (litter,) = tmp_path.glob(".*.json-*")
     assert states(tmp_path) == ["done", "done", "to do"]
     assert run(tmp_path) == 0

@@ -5,21 +5,22 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import torch
 
-import advdim
 from advdim import cli
 from advdim.data.folders import MissingDataError
 from advdim.experiments import grids, runner, spec, store
+from advdim.experiments.engines import children
+from helpers.processes import TESTS, forked
 from helpers.tiny import THREE
 
 _measure = runner._measure
@@ -58,6 +59,8 @@ def run(point, device, root, checkpoint):
     if what == "full":
         os.fsync = full_disk
     if what == "lose the device":
+        if multiprocessing.parent_process() is not None:
+            os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
     if what == "raise":
         raise ValueError(f"l1 = nan for {width}")
@@ -82,14 +85,49 @@ def measure(job):
     return _measure(job)
 
 
+def hang_in_the_middle_of_writing(folder):
+    """Run the three points; the third result stays in its temporary file."""
+    rename, calls = os.replace, []
+
+    def hang(*paths):
+        calls.append(paths)
+        if len(calls) == 3:
+            note(folder.parent, "hanging", "now")
+            time.sleep(600)
+        rename(*paths)
+
+    os.replace = hang
+    runner.measure = lambda s, device, root, checkpoint: {"l1": [1.0, 2.0]}
+    runner.run(THREE, folder, device=torch.device("cpu"), command="advdim run test")
+
+
+def ask_for_the_handler(tell, run):
+    tell(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+
+def die(tell, run):
+    os._exit(3)
+
+
 def main(arguments):
     runner._measure = measure
     grids.GRIDS["initialisation"] = lambda scale, data: THREE
     return cli.main(arguments)
 
 
-#: Where processes find this module, by its name, and the package that is tested.
-TESTS = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(advdim.__file__).parents[1]))
+def quick_main(arguments):
+    """The same, in a process that need not import torch anew, and whose children need not either."""
+    children.get_context = lambda _: multiprocessing.get_context("fork")
+    return main(arguments)
+
+
+def quick_command_line(folder, *options):
+    """As :func:`command_line`, from arguments to exit, but for starting Python and importing."""
+    return forked(quick_main, _arguments(folder, options))
+
+
+def _arguments(folder, options):
+    return ["run", "initialisation", "--device", "cpu", "--runs", str(folder.parent), *options]
 
 
 def _hear_ctrl_c():
@@ -100,10 +138,9 @@ def _hear_ctrl_c():
 @contextmanager
 def command_line(folder, *options):
     """The command line in a process group of its own, as a terminal starts it; killed in the end."""
-    command = [sys.executable, __file__, "run", "initialisation", "--device", "cpu", "--runs", str(folder.parent)]
     environment = {**os.environ, "PYTHONPATH": TESTS}
     process = subprocess.Popen(
-        [*command, *options],
+        [sys.executable, __file__, *_arguments(folder, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -176,3 +176,12 @@ def test_the_largest_size_that_is_no_offence():
         attacked = x.clone()
         attacked[:, 0, 0, 0] += 0.125 + share * slack
         assert measure.evaluate(net, x, y, attacked, p=INF, eps=0.125).flags["too large"] == flagged
+
+
+def test_what_rounding_may_add_is_within_the_range_and_more_is_not():
+    net, (x, y) = smooth_net(), batch(4)
+    room = 4 * torch.finfo(x.dtype).eps
+    for value, share in ((-room, 0.0), (1 + room, 0.0), (-2 * room, 1.0), (1 + 2 * room, 1.0)):
+        attacked = x.clamp(0, 1)
+        attacked[:, 0, 0, 0] = value
+        assert measure.evaluate(net, x, y, attacked, p=2, eps=99).flags["out of range"] == share

@@ -198,3 +198,13 @@ def test_the_warning_of_a_fresh_batch_norm_names_calibration():
     models.calibrate_batch_norm(net, x)
     with pytest.warns(UserWarning, match=r"call model\.eval\(\) first$"):
         measure.gradient_norms(net, x, y)
+
+
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+def test_a_batch_norm_that_has_seen_images_needs_no_calibration(statistic):
+    net = models.build("conv_strided", (1, 8, 8), depth=2, width=4, batch_norm=True).train()
+    layer = next(m for m in net if isinstance(m, nn.BatchNorm2d))
+    getattr(layer, statistic)[1] = 0.5
+    x, y = batch(2, shape=(1, 8, 8), dtype=torch.float32)
+    with pytest.warns(UserWarning, match="call model.eval.. first$"):
+        measure.input_gradients(net, x, y)

@@ -192,3 +192,9 @@ def test_a_later_change_of_the_weights_shows_in_the_fingerprint():
         layer.weight[0] += 0.01
         layer.weight[1] -= 0.01
     assert initialise.weight_total(layer) != pytest.approx(layer.weight_law.total, rel=1e-4)
+
+
+def test_the_width_of_mup_is_that_of_the_last_hidden_layer():
+    net = nn.Sequential(nn.Flatten(), *(nn.Linear(a, b) for a, b in ((16, 3), (3, 7), (7, 5), (5, 2))))
+    initialise.mup_(net, torch.Generator().manual_seed(0))
+    assert [m.weight_law.variance for m in net[1:]] == [2 / 16, 2 / 3, 2 / 7, 2 / (5 * 5)]

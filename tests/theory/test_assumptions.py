@@ -232,8 +232,28 @@ def test_branches_are_shown_by_tracing_and_not_covered():
     report = theory.check_assumptions(Residual())
     assert not report.hold
     assert report["H2"].status == "not covered"
-    assert "meet again in 1 sums" in report["H2"].why
+    assert "meet again in 1 sums:" in report["H2"].why
+    assert "Residual is no sequence of layers" in report["H1"].why
     assert report["H4"].status == "unknown"
+
+
+class Gated(Residual):
+    def forward(self, x):
+        gates = self.inside(x).sigmoid() * 2  # by a number: no second path
+        return self.last(torch.cat([x[:, :, :4], (x * gates)[:, :, 4:]], 2).flatten(1))
+
+
+def test_sums_concatenations_and_products_are_counted_apart():
+    assert "meet again in 1 concatenations, 1 products:" in theory.check_assumptions(Gated())["H2"].why
+
+
+def test_an_average_over_one_place_is_none():
+    layers = [nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)]
+    plain = nn.Sequential(*layers)
+    initialise.he_(plain, torch.Generator().manual_seed(0))
+    for kind in (nn.AvgPool2d, nn.MaxPool2d):
+        net = nn.Sequential(*layers[:2], kind(1), *layers[2:])
+        assert str(theory.check_assumptions(net, (1, 8, 8))) == str(theory.check_assumptions(plain, (1, 8, 8)))
 
 
 def test_a_network_that_cannot_be_traced_is_said_to_be_so():

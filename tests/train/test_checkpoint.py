@@ -4,12 +4,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from helpers.processes import python
 from helpers.training import fit
 
 from advdim import data, models, train
@@ -110,10 +109,7 @@ train.fit(net, *data.load("digits", n=120), recipe, checkpoint=sys.argv[1], chec
 def test_a_killed_process_resumes_bit_for_bit(digits, tmp_path, every):
     path = tmp_path / "run.pt"
     script = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n{KILLED}"
-    command = [sys.executable, "-c", script, str(path), json.dumps(asdict(PGD)), str(every)]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout == "half-way\n"
+    assert python(script, path, json.dumps(asdict(PGD)), every) == (-signal.SIGKILL, "half-way\n")
     resumed, whole = conv(), conv()
     interrupt(whole, NEVER)
     passes = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from ..analysis import exponent, records
+from ..analysis import PowerLaw, exponent, records
 from . import verdict
 from .cells import Cell
 from .plan import FRESH
@@ -76,22 +76,16 @@ def _torchvision(name: str, *args: Any, **keywords: Any) -> Architecture:
     return Architecture(f"torchvision:{name}", *args, **keywords)
 
 
-#: What is recorded, the cheapest first; the last at three sizes.
+#: What is recorded, the cheapest first; the larger ones at three sizes.
 ARCHITECTURES: tuple[Architecture, ...] = (
     _torchvision("mobilenet_v3_small"),
     _torchvision("alexnet", (64, 128, 224), "windows", (1, 3, 6), 6),  # it takes no less than 63 px
     _torchvision("squeezenet1_1", sides=(1, 3, 7, 13)),
     _torchvision("shufflenet_v2_x1_0"),
-    _torchvision("mnasnet1_0"),
-    _torchvision("mobilenet_v2"),
-    _torchvision("regnet_y_400mf"),
-    _torchvision("efficientnet_b0"),
-    _torchvision("resnet18"),
+    *(_torchvision(name, SMALL, sides=(1, 2, 4)) for name in ("mnasnet1_0", "mobilenet_v2", "regnet_y_400mf")),
+    *(_torchvision(name, SMALL, sides=(1, 2, 4)) for name in ("efficientnet_b0", "resnet18")),
     _torchvision("convnext_tiny", SMALL, "average, then norm", (1, 2, 4)),
-    _torchvision("swin_t", SMALL, sides=(1, 2, 4)),
-    _torchvision("googlenet", SMALL, sides=(1, 2, 4)),
-    _torchvision("densenet121", SMALL, sides=(1, 2, 4)),
-    _torchvision("resnet50", SMALL, sides=(1, 2, 4)),
+    *(_torchvision(name, SMALL, sides=(1, 2, 4)) for name in ("swin_t", "googlenet", "densenet121", "resnet50")),
     _torchvision("vit_b_16", SMALL, "class token", (2, 4, 8), randomise_head=True),
     _torchvision("vgg11_bn", SMALL, "windows", (1, 2, 4), 7),
 )
@@ -158,23 +152,32 @@ def _audit(of: Sequence[records.Record]) -> tuple[Architecture, Audit]:
     return architecture, found
 
 
+def of_medians(audit: Audit) -> PowerLaw:
+    """The exponent of the median over images, which a few images cannot dominate."""
+    sizes = [row.size for row in audit.rows]
+    by_key = {(cell.size, cell.seed): median(cell.values["l_q"]) for cell in audit.cells}
+    seeds = sorted({cell.seed for cell in audit.cells})
+    return exponent([size**2 for size in sizes], [[by_key[size, seed] for seed in seeds] for size in sizes])
+
+
 def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
     """One line per network: its readout, the law with that readout's step, and the exponent with its interval."""
-    names = f"{'network':20} {'readout':19} {'sizes':>8}  {'law':>12}"
-    lines = [f"{names}  {'measured exponent':>20}   {'paths':>5}  largest step"]
+    names = f"{'network':18} {'readout':18} {'px':>7} {'law':>12}"
+    lines = [f"{names}  {'exponent':>20}   {'of medians':>20}  paths"]
     for architecture, audit in found:
-        e = audit.exponent
-        if e is None or audit.budget is None:
+        if audit.exponent is None:
             continue
-        largest = max((t for t in audit.budget.terms if t.name != "pixels"), key=lambda term: abs(term.exponent))
-        sizes = f"{audit.rows[0].size}-{audit.rows[-1].size}"
         counted = "" if audit.counted is None else f"{audit.counted.slope:+.2f}"
-        lines.append(
-            f"{architecture.name:20} {architecture.readout:19} {sizes:>8}  {_range(architecture.law):>12}  "
-            f"{f'{e.slope:+.2f} [{e.low:.2f}, {e.high:.2f}]':>20}{'*' if audit.power_law is False else ' '}  "
-            f"{counted:>5}  {largest.exponent:+.2f} {largest.name}"
-        )
+        bent = "*" if audit.power_law is False else " "
+        px = f"{audit.rows[0].size}-{audit.rows[-1].size}"
+        line = f"{architecture.name:18} {architecture.readout:18} {px:>7} {_range(architecture.law):>12}  "
+        line += f"{_interval(audit.exponent):>20}{bent}  {_interval(of_medians(audit)):>20}  {counted:>5}"
+        lines.append(line.rstrip())
     return "\n".join([*lines, "* no power law: the slopes between neighbouring sizes differ beyond noise"])
+
+
+def _interval(law: PowerLaw) -> str:
+    return f"{law.slope:+.2f} [{law.low:.2f}, {law.high:.2f}]"
 
 
 def _range(law: tuple[float, float] | None) -> str:
@@ -184,24 +187,35 @@ def _range(law: tuple[float, float] | None) -> str:
     return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
 
 
-def draw(found: Sequence[tuple[Architecture, Audit]], ax: Any) -> None:
-    """Draw exponents with their intervals, one network per row, beside the law and what path counting says."""
+def draw(found: Sequence[tuple[Architecture, Audit]], ax: Any, most: float = 1.3) -> None:
+    """Draw exponents with their intervals, one network per row, beside the law and what path counting says.
+
+    Args:
+        found: networks and their audits.
+        ax: the axes.
+        most: exponents beyond it are written at the edge.
+    """
     rows = [(architecture, audit, audit.exponent) for architecture, audit in found if audit.exponent is not None]
     for i, (architecture, audit, e) in enumerate(rows):
         if architecture.law is not None:
             low, high = architecture.law
-            ax.plot([low - 0.015, high + 0.015], [i, i], color="0.75", linewidth=9, solid_capstyle="butt", zorder=1)
-        ax.errorbar(
-            e.slope, i, xerr=[[e.slope - e.low], [e.high - e.slope]], fmt="o", color="C0", markersize=4, zorder=3
-        )
+            ax.plot([low - 0.02, high + 0.02], [i, i], color="0.8", linewidth=10, solid_capstyle="butt", zorder=1)
+        for law, marker, colour, up in ((e, "o", "C0", -0.15), (of_medians(audit), "s", "C1", 0.15)):
+            if abs(law.slope) > most:
+                ax.text(most, i + up, f"{law.slope:.2f} →", color=colour, ha="right", va="center", fontsize=8)
+                continue
+            interval = [[law.slope - law.low], [law.high - law.slope]]
+            ax.errorbar(law.slope, i + up, xerr=interval, fmt=marker, color=colour, markersize=4, zorder=3)
         if audit.counted is not None:
-            ax.plot(audit.counted.slope, i, "D", color="C3", markersize=5, fillstyle="none", zorder=2)
+            ax.plot(audit.counted.slope, i, "D", color="C3", markersize=6, fillstyle="none", zorder=2)
     for x in (0, 0.5):
         ax.axvline(x, color="0.5", linestyle=":", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [architecture.name for architecture, _, _ in rows], fontsize=8)
+    ax.set_xlim(-most - 0.2, most + 0.05)
     ax.invert_yaxis()
-    ax.plot([], [], color="0.75", linewidth=9, label="the law, with the readout")
-    ax.errorbar([], [], xerr=[], fmt="o", color="C0", markersize=4, label="measured, 95%")
-    ax.plot([], [], "D", color="C3", markersize=5, fillstyle="none", label="path counting")
-    ax.legend(fontsize=8)
+    ax.plot([], [], color="0.8", linewidth=10, label="the law, with the readout")
+    ax.plot([], [], "o", color="C0", markersize=4, label="mean over images, 95%")
+    ax.plot([], [], "s", color="C1", markersize=4, label="median over images")
+    ax.plot([], [], "D", color="C3", markersize=6, fillstyle="none", label="path counting")
+    ax.legend(fontsize=8, loc="lower left")
     ax.set_xlabel("exponent of the gradient's $\\ell_1$ norm in the number of pixels")

@@ -49,7 +49,7 @@ def trace(model: nn.Module, known: Kinds) -> fx.GraphModule:
         message = f"the paths through {name} cannot be followed: its forward pass depends on values: {error}"
         raise TypeError(message) from error
     traced = fx.GraphModule(model, graph, type(model).__name__)
-    _check(traced, known)
+    _check(traced, known, model)
     return traced
 
 
@@ -57,7 +57,7 @@ def _layer(traced: nn.Module, node: fx.Node) -> nn.Module:
     return traced.get_submodule(str(node.target))
 
 
-def _check(traced: fx.GraphModule, known: Kinds) -> None:
+def _check(traced: fx.GraphModule, known: Kinds, model: nn.Module) -> None:
     """That each step is known, and that two paths between the same neurons differ in a random weight."""
     used: set[int] = set()
     fixed: dict[fx.Node, set[fx.Node]] = {}  # from which nodes one comes here through no random weight
@@ -86,7 +86,9 @@ def _check(traced: fx.GraphModule, known: Kinds) -> None:
             elif node.target not in RELUS | FLATTENS | MEANS:
                 raise TypeError(f"the paths through {node.target} are not known here: {node.format_node()}")
         elif node.op == "get_attr":
-            owner = type(traced.get_submodule(str(node.target).rpartition(".")[0])).__name__
+            owner = type(
+                model.get_submodule(str(node.target).rpartition(".")[0])
+            ).__name__  # traced, it has lost its name
             raise TypeError(
                 f"{owner} uses the tensor {node.target} outside of its layers: its paths are not known here"
             )
