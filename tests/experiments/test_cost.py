@@ -14,7 +14,7 @@ from advdim import data
 from advdim.experiments import after_training, cost, grids, recorded
 from advdim.experiments.spec import AfterTraining, Images, as_dict
 from advdim.models import Network
-from advdim.models.fast import double_backpropagation, fold_batch_norm
+from advdim.models.fast import double_backpropagation, fold_batch_norm, trained_convolution
 from advdim.train import PAPER, Recipe
 
 MLP = Network("mlp", width=16)
@@ -133,6 +133,7 @@ def check_whole_run(run, monkeypatch):
 
 def test_deepfool_takes_a_step_at_least(monkeypatch):
     monkeypatch.setattr(fold_batch_norm, "_quick", lambda layer: layer)
+    monkeypatch.setattr(trained_convolution, "_quicker", lambda model: model)
     run = replace(RUN, recipe=replace(RUN.recipe, method="none", strength=0.0, epochs=1), attacks=("deepfool-l2",))
     with cost.OperatorCounter() as counter:
         after_training.run(run, torch.device("cpu"))

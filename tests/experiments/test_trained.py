@@ -13,7 +13,7 @@ from advdim.analysis import records
 from advdim.experiments import cost, epochs, grids, recorded, runner, runs, spec, store, trained_grids, trained_state
 from advdim.experiments.spec import AfterTraining, Images
 from advdim.models import Network
-from advdim.models.fast import fold_batch_norm
+from advdim.models.fast import fold_batch_norm, trained_convolution
 from advdim.train import Recipe
 
 CPU = torch.device("cpu")
@@ -353,6 +353,7 @@ def test_the_tables(measured):
 def test_costs_are_those_of_a_whole_run(stop, monkeypatch):
 
     monkeypatch.setattr(fold_batch_norm, "_quick", lambda layer: layer)
+    monkeypatch.setattr(trained_convolution, "_quicker", lambda model: model)
     run = replace(SMALL, recipe=replace(SMALL.recipe, stop_accuracy=stop))
     with cost.OperatorCounter() as counter:
         runner.measure(run, CPU)
