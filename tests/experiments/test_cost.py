@@ -126,6 +126,7 @@ def check_whole_run(run, monkeypatch):
         fold_batch_norm, "_quick", lambda layer: layer
     )  # what is quick on a CPU may take more operations
     monkeypatch.setattr(double_backpropagation.DoubleBackward, "__torch_function__", usual)  # or fewer
+    monkeypatch.setattr(trained_convolution, "_quicker", lambda model: model)
     with cost.OperatorCounter() as counter:
         after_training.run(run, torch.device("cpu"))
     assert counter.count[0] == pytest.approx(cost.table([run])["operations"][0], rel=1e-12)

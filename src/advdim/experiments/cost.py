@@ -211,9 +211,9 @@ def _counts(spec: AfterTraining) -> list[tuple[str, Count]]:
     attacks = min(calibrated, train) * forward
     exact = recipe.epochs * held_out * forward
     if isinstance(spec.eps, tuple):
-        exact = exact + looks * (gradient + forward) + due * few_test * forward
+        exact = exact + looks * gradient + due * few_test * forward
         exact += (due * few_train if recipe.stop_accuracy is None else recipe.epochs * (train - held_out)) * forward
-        exact += (min(train, test) + test) * (gradient + (1 + 2 * len(spec.eps)) * forward)
+        exact += (min(train, test) + test) * (gradient + 2 * len(spec.eps) * forward)
         under_pgd = min(test if spec.pgd_images is None else spec.pgd_images, test)
         attacks = attacks + under_pgd * 2 * len(spec.eps) * 10 * gradient
         exact += under_pgd * (1 + 2 * len(spec.eps)) * forward
