@@ -352,6 +352,8 @@ def test_windows_over_the_border_are_taken_for_maxima_and_refused_for_averages()
     # Of 36 maps' entries, 4 have a window of their own, 16 share one with another, 16 with three: each window gives
     # what its place gets to one of them, chosen with equal chances, and the readout has 16 places of 2 channels.
     assert float(theory.path_second_moment(net, (1, 8, 8)).sum()) == pytest.approx(2, rel=1e-9)
+    for over in (1, (1, 0), (0, 1)):
+        assert theory.path_second_moment(pooled(nn.MaxPool2d, padding=over), (1, 8, 8)).sum() > 0
     for over in ({"padding": 1}, {"padding": (1, 0)}, {"padding": (0, 1)}, {"ceil_mode": True}):
         with pytest.raises(TypeError):
             theory.path_second_moment(pooled(nn.AvgPool2d, **over), (1, 8, 8))
