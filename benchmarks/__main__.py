@@ -15,8 +15,9 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
 
 import advdim as ad
 
@@ -29,16 +30,27 @@ PARTS = ("attacks", "gradients", "training")
 METHODS = {
     "4.1": ("none", "pgd-linf", "augment-linf", "gradient-l1", "gradient-l2"),
     "4.2": ("none", "pgd-linf"),
+    "resnet18": ("none",),
 }
-BATCH = {"4.1": 128, "4.2": 32}  # the paper's
+BATCH = {"4.1": 128, "4.2": 32, "resnet18": 128}  # of the first two, the paper's
 LR = 0.05
+#: By attack and norm, whom it is compared with.
+COMPARED = {
+    ("one step", "linf"): ("Foolbox", "Foolbox bare"),
+    ("one step", "l2"): ("Foolbox", "Foolbox bare"),
+    ("PGD", "linf"): ("Foolbox", "ART", "torchattacks", "adv-lib"),
+    ("PGD", "l2"): ("Foolbox", "ART", "torchattacks"),
+    ("DeepFool", "l2"): ("Foolbox", "adv-lib", "adv-lib DDN"),
+    ("DeepFool", "linf"): ("Foolbox", "adv-lib"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Time, and print the table."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--nets", nargs="+", choices=list(BATCH), default=list(BATCH), help="the paper's sections")
+    parser.add_argument("--nets", nargs="+", choices=list(BATCH), default=list(BATCH), help="of the paper's sections")
+    parser.add_argument("--kinds", nargs="+", choices=("one step", "PGD", "DeepFool"), help="of attacks (default: all)")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS["4.1"], help="of training (default: those with a target)"
     )
@@ -47,11 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--warm-up", type=int, default=8000, help="images on which the attacked nets are trained first")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images for the plain loop")
-    parser.add_argument("--float32", action="store_true", help="train without bfloat16 on our side, too")
+    parser.add_argument("--float32", action="store_true", help="train without bfloat16 (as on CPUs without AVX-512)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     options = parser.parse_args(arguments)
     if options.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # for all contestants
+    elif not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        options.float32 = True  # without instructions for it, bfloat16 is several times slower
     print(header(options), flush=True)
     if gone := rivals.missing():
         print(f"left out, cannot be imported: {', '.join(gone)} (make bench installs them)", flush=True)
@@ -85,7 +99,7 @@ def run(options: argparse.Namespace, x: Tensor, y: Tensor) -> Iterator[Row]:
             yield from training(section, fresh, (x[part], y[part]), (x[attacked], y[attacked]), options)
 
 
-def attacks(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+def attacks(section: str, net: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """One step, PGD and DeepFool, clipped to [0, 1] as the other libraries clip."""
     sizes = {"linf": (math.inf, EPS), "l2": (2.0, ad.norms.threshold(EPS, 2, x[0].numel()))}
     adapters = {
@@ -93,40 +107,39 @@ def attacks(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: arg
         "Foolbox bare": partial(rivals.foolbox, bare=True),
         "ART": rivals.art,
         "torchattacks": rivals.torchattacks,
-    }
-    compared = {
-        "one step": ("Foolbox", "Foolbox bare"),
-        "PGD": ("Foolbox", "ART", "torchattacks"),
-        "DeepFool": ("Foolbox",),
+        "adv-lib": rivals.adv_lib,
+        "adv-lib DDN": partial(rivals.adv_lib, ddn=True),  # another attack: how near an image can be
     }
     absent = rivals.missing()
-    for kind, norms in (("one step", ("linf", "l2")), ("PGD", ("linf", "l2")), ("DeepFool", ("l2",))):
-        for norm in norms:
+    for kind in dict.fromkeys(kind for kind, _ in COMPARED if kind in (options.kinds or kind)):
+        for norm in (norm for other, norm in COMPARED if other == kind):
             p, eps = sizes[norm]
             ours: Callable[[], Tensor] = {
                 "one step": lambda p=p, eps=eps: ad.attacks.one_step(net, x, y, p=p, eps=eps, clip=True),
                 "PGD": lambda p=p, eps=eps: ad.attacks.pgd(net, x, y, p=p, eps=eps, steps=STEPS, clip=True),
                 "DeepFool": lambda p=p: ad.attacks.deepfool(net, x, y, p=p, clip=True),
             }[kind]
-            names = [name for name in compared[kind] if name not in absent]
+            names = [name for name in COMPARED[kind, norm] if name not in absent]
             steps = 50 if kind == "DeepFool" else STEPS
             theirs = {name: adapters[name](copy.deepcopy(net), kind, p, eps, steps) for name in names}
             contestants = {"": ours} | {name: (lambda a=attack: a(x, y)) for name, attack in theirs.items()}
             seconds = side_by_side(contestants, options.repeats, options.device)
             for name, attack in theirs.items():
-                work = f"{success(net, x, y, ours())} | {success(net, x, y, attack(x, y))}"
+                work = f"{success(net, x, y, ours(), p)} | {success(net, x, y, attack(x, y), p)}"
                 yield Row(section, f"{kind} {norm}", name, seconds[""], seconds[name], work)
 
 
-def success(net: ad.models.Net, x: Tensor, y: Tensor, attacked: Tensor) -> str:
-    """Share of images classified wrong, and the median l_2 norm of what was added to those that were right."""
+def success(net: nn.Module, x: Tensor, y: Tensor, attacked: Tensor, p: float) -> str:
+    """Share of images classified wrong, their mean loss, and the median norm of what was added to those once right."""
     right = ad.measure.outputs(net, x).argmax(1) == y
-    wrong = ad.measure.outputs(net, attacked).argmax(1) != y
-    added = (attacked - x)[right].flatten(1).norm(dim=1)
-    return f"wrong {100 * float(wrong.double().mean()):.1f}%, l2 {float(added.median()):.3f}"
+    outputs = ad.measure.outputs(net, attacked)
+    wrong, loss = (outputs.argmax(1) != y).double().mean(), F.cross_entropy(outputs, y)
+    added = (attacked - x)[right].flatten(1).norm(p, dim=1)
+    size = f"l2 {float(added.median()):.3f}" if p == 2 else f"linf {float(added.median()):.5f}"
+    return f"wrong {100 * float(wrong):.1f}%, loss {float(loss):.3f}, {size}"
 
 
-def gradients(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
+def gradients(section: str, net: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> Iterator[Row]:
     """Norms of the input gradients, q = 1 and 2."""
     ways = {
         "": lambda: ad.measure.gradient_norms(net, x, y),
@@ -142,7 +155,7 @@ def gradients(section: str, net: ad.models.Net, x: Tensor, y: Tensor, options: a
 
 def training(
     section: str,
-    fresh: ad.models.Net,
+    fresh: nn.Module,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     options: argparse.Namespace,
@@ -154,14 +167,12 @@ def training(
         strength = 0.0 if method == "none" else EPS
         trained = {}
 
-        def ours(method: str = method, strength: float = strength, trained: dict[str, ad.models.Net] = trained) -> None:
+        def ours(method: str = method, strength: float = strength, trained: dict[str, nn.Module] = trained) -> None:
             net = trained["ours"] = copy.deepcopy(fresh)
             fitted = replace(recipe, method=method, strength=strength)
             ad.train.fit(net, x, y, fitted, progress=False, eval_images=max(1, len(x) // 50))
 
-        def theirs(
-            method: str = method, strength: float = strength, trained: dict[str, ad.models.Net] = trained
-        ) -> None:
+        def theirs(method: str = method, strength: float = strength, trained: dict[str, nn.Module] = trained) -> None:
             net = trained["theirs"] = copy.deepcopy(fresh)
             asked = {"method": method, "strength": strength, "lr": LR, "workers": options.workers}
             plain.train(net, x, y, batch_size=BATCH[section], **asked)
@@ -170,11 +181,13 @@ def training(
         work = " | ".join(reached(trained[who], *train, *test) for who in ("ours", "theirs"))
         with Flops() as counted:
             ours()
-        work += f" ({100 * counted.total / min(seconds['']) / roofline(options.device):.0f}% of bf16 roofline)"
+        dtype = torch.float32 if options.float32 else torch.bfloat16
+        part = counted.total / min(seconds[""]) / roofline(options.device, dtype)
+        work += f" ({100 * part:.0f}% of the {str(dtype).removeprefix('torch.')} roofline)"
         yield Row(section, f"train {method}", "plain loop", seconds[""], seconds["plain loop"], work)
 
 
-def reached(net: ad.models.Net, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> str:
+def reached(net: nn.Module, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> str:
     """Loss on the images trained on, and accuracy on others."""
     device = next(net.parameters()).device
     x, y, x_test, y_test = (t.to(device) for t in (x / 255, y, x_test / 255, y_test))
@@ -185,10 +198,10 @@ def reached(net: ad.models.Net, x: Tensor, y: Tensor, x_test: Tensor, y_test: Te
 
 
 @functools.cache
-def roofline(device: torch.device) -> float:
-    """Floating-point operations per second of a large matrix product in bfloat16, the best of three."""
-    n = 8192 if device.type == "cuda" else 512  # without bfloat16 instructions, 2048 would take a CPU minutes
-    a = torch.randn(n, n, dtype=torch.bfloat16, device=device)
+def roofline(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product, the best of three."""
+    n = 8192 if device.type == "cuda" else 512
+    a = torch.randn(n, n, dtype=dtype, device=device)
     best = math.inf
     for _ in range(3):
         synchronise(device)
@@ -199,8 +212,14 @@ def roofline(device: torch.device) -> float:
     return 2 * n**3 / best
 
 
-def network(section: str, x: Tensor) -> ad.models.Net:
-    """The paper's net of a section, for images x [N, 3, 32, 32], its batch-norms calibrated on some."""
+def network(section: str, x: Tensor) -> nn.Module:
+    """The paper's net of a section, or torchvision's ResNet-18; batch-norms calibrated on images x [N, 3, 32, 32]."""
+    if section == "resnet18":
+        torch.manual_seed(0)
+        net = resnet18(num_classes=10)
+        net.image_shape, net.classes = (3, 32, 32), 10  # as our networks say themselves
+        ad.models.calibrate_batch_norm(net, x[:64] / 255)
+        return net
     build = {"init": "he_unit", "batch_norm": True}
     if section == "4.1":
         net = ad.models.build("conv_strided", (3, 32, 32), normalise="batch", **build)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
+import types
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,7 +16,14 @@ from torch.nn import functional as F
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 #: Libraries by the name of their module.
-LIBRARIES = {"Foolbox": "foolbox", "Foolbox bare": "foolbox", "ART": "art", "torchattacks": "torchattacks"}
+LIBRARIES = {
+    "Foolbox": "foolbox",
+    "Foolbox bare": "foolbox",
+    "ART": "art",
+    "torchattacks": "torchattacks",
+    "adv-lib": "adv_lib",
+    "adv-lib DDN": "adv_lib",
+}
 
 
 def missing() -> list[str]:
@@ -71,6 +81,24 @@ def torchattacks(model: nn.Module, kind: str, p: float, eps: float, steps: int) 
     pgd = ta.PGD if p == math.inf else ta.PGDL2
     attack: Attack = pgd(model, eps=eps, alpha=eps / (0.75 * steps), steps=steps, random_start=False)
     return attack
+
+
+def adv_lib(model: nn.Module, kind: str, p: float, eps: float, steps: int, *, ddn: bool = False) -> Attack:
+    """The PGD in l_inf and the DeepFool of adv-lib; or its DDN, which searches longer for the nearest image in l_2."""
+    try:
+        import visdom  # noqa: F401  # which it imports, and needs for its plots alone
+    except ImportError:
+        sys.modules["visdom"] = types.ModuleType("visdom")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from adv_lib import attacks
+    if ddn:
+        return lambda x, y: attacks.ddn(model, x, y, steps=100, levels=None)
+    if kind == "DeepFool":
+        return lambda x, y: attacks.df(model, x, y, steps=steps, norm=p)
+    assert (kind, p) == ("PGD", math.inf), (kind, p)
+    step = eps / (0.75 * steps)
+    return lambda x, y: attacks.pgd_linf(model, x, y, eps, steps=steps, random_init=False, absolute_step_size=step)
 
 
 def norms_one_by_one(model: nn.Module, x: Tensor, y: Tensor, *, backward: bool = False) -> dict[int, Tensor]:

@@ -23,7 +23,11 @@ REQUIRED = {
     ("PGD l2", "torchattacks"): 1.5,
     ("one step linf", "Foolbox"): 2.3,
     ("one step l2", "Foolbox"): 2.3,
+    ("PGD linf", "adv-lib"): 1.5,
     ("DeepFool l2", "Foolbox"): 5.0,
+    ("DeepFool l2", "adv-lib"): 1.5,
+    ("DeepFool linf", "Foolbox"): 1.5,
+    ("DeepFool linf", "adv-lib"): 1.5,
     ("gradient norms", "one by one"): 5.0,
     ("gradient norms", "one by one, backward()"): 5.0,
     ("gradient norms", "vmap(grad)"): 1.4,
@@ -44,7 +48,7 @@ class Row:
     """One comparison.
 
     Attributes:
-        net: "4.1" or "4.2".
+        net: "4.1", "4.2" or "resnet18".
         what: was timed.
         whom: it is compared with.
         ours: seconds of each repeat.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from advdim import data, models, train
+from advdim import data, models, theory, train
 from advdim.audit import Refusal, audit, cells, report, result, specs, verdict
 
 X, Y = data.load("digits", "test", size=32, resize="bilinear", n=12)
@@ -53,6 +53,32 @@ def test_norms_are_those_of_a_loop_over_images():
             leaf = x[None].clone().requires_grad_()
             F.cross_entropy(net(leaf), Y[i : i + 1]).backward()
             assert cell.values["l_q"][i] == pytest.approx(float(leaf.grad.abs().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("p", "q"), [(math.inf, 1), (2.0, 2)])
+def test_paths_are_counted_by_the_gates_of_two_images(p, q):
+    found = audit(averaging, (X, Y), sizes=[8, 16, 32], seeds=2, p=p, dtype=torch.float64, device="cpu")
+    for cell in found.cells:
+        torch.manual_seed(cell.seed)
+        net, x = averaging().double(), data.resize(X, cell.size, "area").double()
+        with torch.no_grad():
+            r = net(x).softmax(1) - F.one_hot(Y, 10)
+        expected = theory.predicted_norms(net, x=x[:2])[q] * float(r.square().sum(1).mean().sqrt())
+        assert cell.counted == pytest.approx(expected, rel=1e-6)
+    assert found.counted.slope == pytest.approx(found.exponent.slope, abs=0.15)
+    assert "by path counting" in str(found)
+
+
+def test_paths_that_cannot_be_followed_are_not_counted():
+    def gated():
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+    found = audit(gated, (X, Y), sizes=[8, 16], seeds=2, device="cpu")
+    assert found.counted is None
+    assert "by path counting" not in str(found)
+    assert (
+        audit(averaging, (X, Y), sizes=[8, 16], seeds=2, p=1.0, device="cpu").counted is None
+    )  # no formula for q = inf
 
 
 ARCHITECTURES = (
@@ -145,6 +171,15 @@ def test_an_interrupted_audit_goes_on(tmp_path, monkeypatch):
     assert audit(averaging, (X, Y), **options).rows == whole.rows
     with pytest.raises(Refusal, match=r"another audit \(p"):
         audit(averaging, (X, Y), p=2.0, **options)
+
+    def drawn_otherwise():
+        net = averaging()
+        nn.init.normal_(net[-1].weight)
+        return net
+
+    drawn_otherwise.__name__ = "averaging"
+    with pytest.raises(Refusal, match=r"another audit \(weights differ\)"):
+        audit(drawn_otherwise, (X, Y), **options)
 
 
 def test_a_budget_of_time_leaves_whole_seeds():

@@ -95,7 +95,14 @@ def test_every_advdim_command_exists_with_its_options(line: str, capsys: pytest.
 
 
 def test_the_commands_were_found():
-    assert {command.split()[1] for command in advdim_commands()} == {"audit", "data", "run", "status", "record"}
+    assert {command.split()[1] for command in advdim_commands()} == {
+        "audit",
+        "survey",
+        "data",
+        "run",
+        "status",
+        "record",
+    }
 
 
 def test_what_is_where_is_there():

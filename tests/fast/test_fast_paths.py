@@ -212,13 +212,35 @@ def test_channels_last_is_used_and_changes_nothing_but_rounding(batch_norm_first
     torch.testing.assert_close(measure.input_gradients(net, x, y), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_at_rest_are_in_channels_last_from_the_second_pass_on_and_are_put_back(fails):
+    block = models.Residual(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+    net, (x, _) = used(nn.Sequential(block)).float(), images(dtype=torch.float32)
+    conv = block.branch[0]
+    kept = conv.weight.data_ptr()
+    layouts = []
+    try:
+        with fast.at_rest(net) as quick:
+            for _ in range(3):
+                outputs = quick(x)
+                layouts.append(conv.weight.is_contiguous(memory_format=torch.channels_last))
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert layouts == [False, True, True]
+    assert conv.weight.is_contiguous()
+    assert conv.weight.data_ptr() == kept
+    torch.testing.assert_close(outputs, net(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["none", "gradient-l1", "cross-lipschitz"])
 def test_training_is_in_channels_last(method):
     net, (x, y) = build().train(), images(dtype=torch.float32)
     inner = []
     net[-3].register_forward_pre_hook(lambda _, args: inner.append(args[0]))
-    with fast.training_layout(net, twice=method != "none"):
-        objectives.objective(method)(net, x, y, 0.0 if method == "none" else 0.1, None)
+    with fast.in_training(net, twice=method != "none") as quick:
+        objectives.objective(method)(quick, x, y, 0.0 if method == "none" else 0.1, None)
     assert inner[-1].is_contiguous(memory_format=torch.channels_last)
     assert not inner[-1].is_contiguous()
 

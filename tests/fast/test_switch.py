@@ -23,6 +23,7 @@ from advdim.models.fast import (
     malloc,
     rest,
     shared_backward,
+    trained_convolution,
 )
 from advdim.train import objectives
 
@@ -123,7 +124,14 @@ CASES = {
     "train.fit pgd-linf": fitted("pgd-linf"),
 }
 #: Functions that run no network, and AutoAttack, which runs in float32 whatever the network: see its own tests.
-NO_NETWORK = {"models.device", "train.crop_and_flip", "objectives.objective", "attacks.auto_attack", "measure.Loss"}
+NO_NETWORK = {
+    "models.device",
+    "train.crop_and_flip",
+    "objectives.objective",
+    "objectives.draws",
+    "attacks.auto_attack",
+    "measure.Loss",
+}
 #: Those that pass no door to what is fast: they call the network once, as it is, or not at all.
 PLAIN = {name for name in CASES if name.startswith(("models.", "theory."))} | {"objectives.plain"}
 PLAIN |= {"measure.predictions", "measure.cross_entropy", "measure.logit", "measure.zero_one"}
@@ -182,6 +190,7 @@ TRICKS = [
     (layout, "_CPUAutocast"),
     (block_convolution, "ImageConvolution"),
     (shared_backward, "_PrecomputedGradient"),
+    (trained_convolution, "TrainedConvolution"),
 ]
 
 
@@ -231,7 +240,7 @@ def test_the_switch_is_as_it_was_after_an_error_inside():
 
 @pytest.mark.process
 def test_the_environment_turns_it_off_from_the_start():
-    """In this process it is on, as other tests see."""
+    environment = os.environ | {"ADVDIM_FAST": "0"}
     script = """
 import torch
 from advdim import measure, models
@@ -242,9 +251,10 @@ fold_batch_norm.fold = lambda model: seen.append(0) or fold(model)
 measure.outputs(models.build("mlp", (1, 4, 4)), torch.zeros(1, 1, 4, 4))
 print(fast.enabled(), bool(seen), fast.keep_memory() and fast.enabled())
 """
-    environment = os.environ | {"ADVDIM_FAST": "0"}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False", "False"]
+    assert run.stdout.split() == ["False"] * 3
+    if "ADVDIM_FAST" not in os.environ:
+        assert fast.enabled()
 
 
 def test_off_memory_and_passes_are_left_as_they_are(monkeypatch):
@@ -295,7 +305,7 @@ def test_a_model_keeps_the_layout_that_it_came_with(channels_last, fails):
     values = [p.detach().clone() for p in net.parameters()]
     x, y = batch(8, SHAPE, CLASSES, torch.float32)
     try:
-        with fast.training_layout(net, twice=False):
+        with fast.in_training(net, twice=False):
             assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
             if fails:
                 raise KeyboardInterrupt

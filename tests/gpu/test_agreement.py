@@ -14,7 +14,7 @@ from helpers.on_device import assert_close, given, network, numbers, seeded
 
 import advdim as ad
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=False)
 
 INF = math.inf
 
@@ -25,6 +25,7 @@ BF16 |= {"attacks.one_step inf", "attacks.pgd 2", "attacks.deepfool 2", "attacks
 LOOSE = {"float32": 0.1, "bf16": 0.5}
 
 
+@pytest.mark.gpu(noise="by dtype")
 @pytest.mark.parametrize(("name", "dtype"), [(n, d) for n in CASES for d in DTYPES if d != "bf16" or n in BF16])
 def test_a_function_agrees_with_the_cpu(name, dtype):
     found, expected = (run(name, device, dtype) for device in ("cuda", "cpu"))
@@ -32,6 +33,7 @@ def test_a_function_agrees_with_the_cpu(name, dtype):
     assert_close(found, expected, (LOOSE if loose else TOLERANCE)[dtype], each=dtype == "float64")
 
 
+@pytest.mark.gpu(noise="by dtype")
 @pytest.mark.parametrize(
     ("name", "dtype"), [(n, d) for n in (*ATTACKS, *STARTS) for d in DTYPES if d != "bf16" or n in BF16]
 )
@@ -105,6 +107,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.gpu(noise="by dtype")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_kind_of_network_agrees_with_the_cpu(name, dtype):

@@ -12,7 +12,7 @@ from advdim.attacks.projected_gradient import ascend, step_lengths
 from advdim.models import fast
 
 pytestmark = [
-    pytest.mark.gpu,
+    pytest.mark.gpu(noise=False),
     pytest.mark.skipif(torch.cuda.is_available(), reason="counted on the pretended GPU"),
 ]
 

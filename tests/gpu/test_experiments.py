@@ -13,7 +13,7 @@ from advdim.experiments import after_training, at_initialisation, runner, store
 from advdim.experiments.spec import AfterTraining, AtInitialisation, Images, key
 from advdim.models import Network
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=True)
 
 AT_START = AtInitialisation(Images("digits", 8, "copy", 4), Network("conv_strided", width=4, depth=2), seeds=1)
 TRAINED = AfterTraining(

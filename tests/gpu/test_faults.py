@@ -12,7 +12,7 @@ import advdim as ad
 from advdim.experiments import runner, store
 from advdim.experiments.spec import key
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=False)
 
 pretended = pytest.mark.skipif(torch.cuda.is_available(), reason="would lose a real GPU, or needs another machine")
 

@@ -11,7 +11,7 @@ from torch import nn
 import advdim as ad
 from advdim.models.device import full_float32
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=True)
 
 INF = math.inf
 backends = torch.backends

@@ -10,7 +10,7 @@ from helpers.pretend_cuda import CUDATensor, pretend_cuda, why_not
 from torch import nn
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=False)
 
 pretended = pytest.mark.skipif(torch.cuda.is_available(), reason="of the pretended GPU")
 
@@ -157,6 +157,7 @@ def test_it_counts_launches_and_waits(x, cuda_device):
 
 
 @pretended
+@pytest.mark.gpu(noise="both")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_noise_is_of_some_roundings_and_never_the_same(cuda_device, dtype):
     x = torch.rand(1000).to(dtype).cuda()

@@ -8,7 +8,7 @@ from helpers.on_device import CLASSES, images, network
 
 import advdim as ad
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.gpu(noise=False)
 
 METHODS = tuple(ad.train.objectives.METHODS)
 # After several steps, each of which continues from what rounding has left of the one before.
@@ -60,6 +60,7 @@ def test_schedules_agree_with_the_cpu(options):
     assert_same(trained("cuda", recipe(**options)), trained("cpu", recipe(**options)))
 
 
+@pytest.mark.gpu(noise=True)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("method", ["none", "gradient-l1", "pgd-linf"])
 def test_training_in_float32_and_bf16_stays_near_the_cpu(method, bf16):

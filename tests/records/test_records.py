@@ -19,7 +19,7 @@ from advdim.experiments.spec import AtInitialisation
 from advdim.models import Network
 
 FOLDER = Path(tables.__file__).parent / "recorded"
-RECORDS = sorted(file.stem for file in FOLDER.glob("*.jsonl"))
+RECORDS = sorted(file.stem for file in FOLDER.glob("*.jsonl") if not file.stem.startswith("architectures-"))
 INITIAL = [name for name in RECORDS if name.startswith("initialisation-")]
 METRICS = {"l1", "l2", "linf", "support", "walk_l1", "walk_l2", "damage_0.0001", "damage_0.004"}
 

@@ -168,7 +168,7 @@ def test_convolutions_are_laid_out_for_the_method_meanwhile(digits, method):
     assert set(seen) == {True}
     assert net[3].weight.is_contiguous()
     elsewhere = conv().to("meta")  # not a CPU
-    with fast.training_layout(elsewhere, twice=recipe.method in loop.DOUBLE_BACKWARD):
+    with fast.in_training(elsewhere, twice=recipe.method in loop.DOUBLE_BACKWARD):
         laid_out = elsewhere[3].weight.is_contiguous(memory_format=torch.channels_last)
     assert laid_out == (not method.startswith(("gradient", "cross-lipschitz")))
 

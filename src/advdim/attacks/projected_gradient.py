@@ -162,10 +162,14 @@ def ascend(
     finite = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if early_stop:
         return _until_wrong(net, x, y, point, delta, finite, radius=radius, lengths=lengths, p=p, clip=clip, loss=loss)
-    for length in lengths:
+
+    def step(point: Tensor, delta: Tensor, finite: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g, _ = input_gradient(net, point, y, loss)
-        finite = finite & _are_finite(g)
-        point, delta = _step(x, point, delta, g, length, radius, p, clip)
+        return *_step(x, point, delta, g, length, radius, p, clip), finite & _are_finite(g)
+
+    step = fast.repeated(step, net)
+    for length in lengths:
+        point, delta, finite = step(point, delta, finite, length)
     return torch.empty_like(x).copy_(point.masked_fill(as_column(~finite), math.nan))  # in the layout of x
 
 
@@ -222,13 +226,15 @@ def _score(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, loss: Loss, ea
     return values.masked_fill(outputs.argmax(1) != y, math.inf) if early_stop else values
 
 
-def random_starts(x: Tensor, p: float, radius: Tensor, generator: torch.Generator, restarts: int = 1) -> list[Tensor]:
-    """Points drawn uniformly from the balls, like x, example after example: one per restart."""
-    drawn = _uniform((len(x), restarts, *x.shape[1:]), p, generator)
+def random_starts(
+    x: Tensor, p: float, radius: Tensor, generator: torch.Generator | Tensor, restarts: int = 1
+) -> list[Tensor]:
+    """Points drawn uniformly from the balls, like x, example after example: one per restart; or what was drawn so."""
+    drawn = generator if isinstance(generator, Tensor) else uniform((len(x), restarts, *x.shape[1:]), p, generator)
     return [radius * start for start in to_device(drawn, x.device).to(x.dtype).unbind(1)]
 
 
-def _uniform(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
+def uniform(shape: tuple[int, ...], p: float, generator: torch.Generator) -> Tensor:
     """Points drawn uniformly from the unit l_p ball, p = 1, 2 or inf, [N, restarts, C, H, W] in float32."""
     u = torch.empty(shape, dtype=torch.float32, device=generator.device)
     if p == math.inf:

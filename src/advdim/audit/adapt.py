@@ -35,6 +35,11 @@ class Adapted(nn.Module):
         self._logits = logits
         self.eval()
 
+    @property
+    def takes_logits_out(self) -> bool:
+        """Whether a function of the user's takes the logits out of what the network gives."""
+        return self._logits is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, K] of images [N, C, H, W]."""
         out = self.model(x.clone() if self.normalise is None else self.normalise(x))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from .. import models
 from ..theory import norms
 from ..train import Recipe
-from . import result, verdict
+from . import verdict
 from .adapt import Refusal
 from .cells import Cell, Store, measure_cell
 from .images import Images, Upsample, gather
@@ -125,7 +126,7 @@ def audit(
     if say:
         say(f"about {_duration(ready.seconds)}: {len(chosen)} sizes, {len(which)} seeds, {len(found.y)} images")
     store = Store(None if out is None else Path(out), ready.identity)
-    interrupted = _measure(started, found, chosen, which, options, ready.kept, store, budget_s, progress)
+    interrupted = _measure(started, found, chosen, which, options, ready, store, budget_s, progress)
     done = [seed for seed in which if all((size, seed) in store.cells for size in chosen)]
     if not done:
         raise KeyboardInterrupt if interrupted else Refusal(f"no seed was done in {budget_s} s: allow for more time")
@@ -139,7 +140,7 @@ def _measure(
     chosen: Sequence[int],
     which: Sequence[int],
     options: Options,
-    kept: list[tuple[str, int]],
+    ready: Ready,
     store: Store,
     budget_s: float | None,
     progress: bool,
@@ -160,7 +161,8 @@ def _measure(
                 bar.set_description(f"{size} px, seed {seed}")
                 net, _ = prepare(started, found, size, seed, options)
                 x, y = to_device(found.at(size, options.upsample), options), found.y.to(options.device)
-                store.add(measure_cell(net, x, y, kept, size=size, seed=seed, p=options.p, eps=eps))
+                measured = partial(measure_cell, net, x, y, ready.kept, p=options.p, eps=eps, count=ready.counts)
+                store.add(measured(size=size, seed=seed))
                 bar.update(size**2 / 1e3)
         except KeyboardInterrupt:
             return True
@@ -177,13 +179,10 @@ def _result(
     options: Options,
     ready: Ready,
 ) -> Audit:
-    q = norms.dual(options.p)
-    rows = result.rows_of(cells, chosen, options.eps)
-    law, clean, parts, more = result.fit(cells, chosen, found.x.shape[1], started.question, q)
     settings = {
         **ready.identity,
         "p": options.p,
-        "q": q,
+        "q": norms.dual(options.p),
         "classes": ready.classes,
         "sizes": list(chosen),
         "seeds": sorted({cell.seed for cell in cells}),
@@ -192,25 +191,18 @@ def _result(
         "device": str(options.device),
         "torch": torch.__version__,
     }
-    if started.question != FRESH and verdict.lost(rows, ready.classes, len(found.y) * len(settings["seeds"])):
-        law, clean, parts = None, None, None
-    said = verdict.verdict(started.question, rows, law, clean, parts, cells, settings)
-    whole = len(settings["seeds"]) == len(which)
-    if not whole:
-        more.append(f"! {len(settings['seeds'])} of {len(which)} seeds: the same call goes on, if out= names a folder")
-    return Audit(
+    done = len(settings["seeds"])
+    if done < len(which):
+        notes = [*notes, f"! {done} of {len(which)} seeds: the same call goes on, if out= names a folder"]
+    return verdict.concluded(
         started.question,
         started.name,
         found.name,
-        rows,
-        law,
-        clean,
-        parts,
-        (*notes, *more),
-        said,
+        cells,
         settings,
-        whole,
-        tuple(cells),
+        notes,
+        channels=found.x.shape[1],
+        complete=done == len(which),
     )
 
 

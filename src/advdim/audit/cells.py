@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import attacks, measure
+from .. import attacks, measure, theory
 from ..measure.gradients import cross_entropy, gradients_and_outputs
 from ..models import fast
 from ..theory import norms
@@ -20,6 +20,7 @@ from .adapt import Adapted, Refusal
 from .layers import boundary_norms
 
 MAP_SIDE = 32  # of the stored maps of gradients, at most
+COUNTED = 2  # images on whose gates paths are counted
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Cell:
         averaged: by side k of the windows, what k x k averages in front of the network change: means of ``right``,
             ``attacked`` and ``l_q``.
         map: [S', S'], mean over images of the absolute gradient, summed over channels, S' at most 32.
+        counted: what path counting predicts of the mean of ``l_q``, by the gates that are open on the first two images;
+            None where paths are not counted.
     """
 
     size: int
@@ -44,6 +47,7 @@ class Cell:
     boundaries: dict[str, list[float]]
     averaged: dict[str, dict[str, float]] = field(default_factory=dict)
     map: list[list[float]] = field(default_factory=list)
+    counted: float | None = None
 
 
 def measure_cell(
@@ -56,6 +60,7 @@ def measure_cell(
     seed: int,
     p: float,
     eps: float | None,
+    count: bool = False,
 ) -> Cell:
     """Measure one network at one size.
 
@@ -68,6 +73,7 @@ def measure_cell(
         seed: of the network.
         p: the attacker's norm.
         eps: of the attack, in pixel units, or None for no attack.
+        count: whether to count paths.
 
     Raises:
         Refusal: if a gradient is not finite, or is 0 on every image.
@@ -106,7 +112,35 @@ def measure_cell(
         {name: _list(torch.cat(parts)) for name, parts in found.items() if parts},
         averaged,
         [[float(f"{v:.4g}") for v in row] for row in shape.tolist()],
+        _counted(net, x, out, y, norms.dual(p)) if count else None,
     )
+
+
+def _counted(net: Adapted, x: Tensor, out: Tensor, y: Tensor, q: float) -> float | None:
+    try:
+        length = (out.softmax(1) - F.one_hot(y, out.shape[1])).double().square().sum(1).mean().sqrt()
+        return float(counted_norm(net, x[:COUNTED], q) * length)
+    except TypeError:  # at this size, an average over windows of several sizes, say
+        return None
+
+
+def counted_norm(net: Adapted, x: Tensor, q: float) -> float:
+    """What path counting predicts of the l_q norm of a logit's gradient, entries taken for Gaussian.
+
+    Args:
+        net: the network.
+        x: [N, C, S, S], on whose gates and maxima the walk depends.
+        q: in [1, inf).
+
+    Raises:
+        TypeError: if the network's paths cannot be followed.
+    """
+    if net.takes_logits_out or q == math.inf:
+        raise TypeError("no paths are counted of this output, or in the norm for q = inf")
+    model = net.model if net.normalise is None else torch.nn.Sequential(net.normalise, net.model)
+    root = theory.path_second_moment(model, x=x).sqrt()
+    moment = 2 ** (q / 2) * math.gamma((q + 1) / 2) / math.sqrt(math.pi)  # E|z|^q of a standard Gaussian
+    return float((moment * (root**q).sum()) ** (1 / q))
 
 
 def _averaged(net: Adapted, x: Tensor, y: Tensor, k: int, p: float, eps: float, batch: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import data
+from ..data import folders, layout
 from .adapt import Refusal
 
 Upsample = Literal["copy", "bilinear"]
@@ -95,7 +97,7 @@ def _of_name(source: str | Path, n: int) -> Images:
     if isinstance(source, Path) or Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser().absolute())  # a path, to data.load, for its slashes
     try:
-        counts = data.sizes(name)
+        counts = _counts(name)
         split = "test" if "test" in counts else "train"
         x, y = _load(name, split, min(n, counts[split]))
         others = _load(name, "train", min(CALIBRATION, counts["train"]))[0] if "train" in counts else x
@@ -104,13 +106,36 @@ def _of_name(source: str | Path, n: int) -> Images:
     return _checked(x, y, others if len(others) >= 2 else x, Path(name).name)
 
 
+def _counts(name: str) -> dict[str, int]:
+    try:
+        return data.sizes(name)
+    except ValueError as error:
+        if "no image for the split 'test'" not in str(error):
+            raise
+        # Classes of fewer than five images, in a folder without splits: there is nothing to hold out.
+        return {"train": len(layout.samples(folders.find(name), "train"))}
+
+
 def _load(name: str, split: str, n: int) -> tuple[Tensor, Tensor]:
     try:
         return data.load(name, split, n=n)
     except ValueError as error:
         if "to squash" not in str(error) and "resize='area'" not in str(error):
             raise
-        return data.load(name, split, n=n, size=224, resize="area")  # of several shapes: all to one square
+        return data.load(name, split, n=n, size=_one_side(name), resize="area")  # of several shapes: to one square
+
+
+def _one_side(name: str, most: int = 224) -> int:
+    """The side of a square to which every image of a set can be reduced."""
+    from PIL import Image
+
+    folder = folders.find(name)
+    for split in layout.splits(folder):
+        with suppress(ValueError):  # an empty split
+            for path, _ in layout.samples(folder, split):
+                with Image.open(path) as image:  # the header alone
+                    most = min(most, *image.size)
+    return most
 
 
 def _of_batches(batches: Iterable[Any], n: int) -> tuple[Tensor, Tensor]:

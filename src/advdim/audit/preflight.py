@@ -190,11 +190,12 @@ def border(g: Tensor) -> tuple[int, int]:
     return int(used.shape[0] - 1 - rows.max()), int(used.shape[1] - 1 - columns.max())
 
 
-def takes(net: nn.Module, x: Tensor) -> bool:
-    """Whether the network takes images x [N, C, S, S], and looks at all of them."""
+def takes(net: nn.Module, x: Tensor) -> tuple[bool, bool]:
+    """Whether the network takes images x [N, C, S, S], and whether it looks at all of them."""
     with suppress(Refusal, RuntimeError), torch.enable_grad():
         forward(net, x)
         leaf = x.detach().clone().requires_grad_()
-        (g,) = torch.autograd.grad(net(leaf).square().sum(), leaf, allow_unused=True)
-        return g is None or not bool(g.any()) or border(g) == (0, 0)
-    return False
+        out = net(leaf)
+        g = torch.autograd.grad(out.square().sum(), leaf, allow_unused=True)[0] if out.requires_grad else None
+        return True, g is None or not bool(g.any()) or border(g) == (0, 0)
+    return False, False

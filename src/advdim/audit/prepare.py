@@ -15,9 +15,11 @@ from torch import Tensor
 from .. import data as sets
 from .. import models
 from ..measure.gradients import cross_entropy, gradients_and_outputs
+from ..theory import norms
 from ..train import Recipe, fit
 from . import layers, preflight
 from .adapt import Adapted, Refusal, adapted, batch_norms, fresh_batch_norms, randomise
+from .cells import counted_norm
 from .images import Images, Upsample, default_sizes, gather, resized
 from .plan import CHECKPOINT, FRESH, Plan
 
@@ -51,6 +53,7 @@ class Ready:
         notes: to print.
         kept: the boundaries of the layer budget.
         classes: outputs of the network.
+        counts: whether paths can be counted.
         calibrated: how many batch-norms are calibrated, or should be.
         seconds: that the measuring will take.
         identity: what tells this audit from others.
@@ -59,6 +62,7 @@ class Ready:
     notes: list[str]
     kept: list[tuple[str, int]]
     classes: int
+    counts: bool
     calibrated: int
     seconds: float
     identity: dict[str, Any]
@@ -95,28 +99,38 @@ def choose_sizes(
         return chosen, []
     chosen, notes, multiple = [], [], 1
     for size in default_sizes(found.native):
-        for m in (multiple, *(m for m in MULTIPLES if m > multiple)):
-            rounded = max(m, round(size / m) * m)
-            if rounded <= found.native and (rounded in chosen or _takes(started, found, rounded, options)):
-                multiple = m
-                chosen += [] if rounded in chosen else [rounded]
-                break
-        else:
+        fits = _fitting(started, found, size, multiple, options)
+        if fits is None:
             notes.append(f"{size} px left out: the network does not take it")
+        elif fits[1] not in chosen:
+            multiple = fits[0]
+            chosen.append(fits[1])
     if not chosen:
         prepare(started, found, found.native, 0, options, tested=True)  # says why not
         raise Refusal("no default size fits: give sizes= (--sizes)")
     return sorted(chosen), notes
 
 
-def _takes(started: Plan, found: Images, size: int, options: Options) -> bool:
+def _fitting(started: Plan, found: Images, size: int, least: int, options: Options) -> tuple[int, int] | None:
+    """A multiple, and the size near the one wanted: one whose images are looked at in whole, or else one taken."""
+    taken = []
+    for m in (least, *(m for m in MULTIPLES if m > least)):
+        px = max(m, round(size / m) * m)
+        takes, whole = (False, False) if px > found.native else _takes(started, found, px, options)
+        if whole:
+            return m, px
+        taken += [(m, px)] if takes else []
+    return taken[0] if taken else None
+
+
+def _takes(started: Plan, found: Images, size: int, options: Options) -> tuple[bool, bool]:
     try:
         net = _network(started, size, (started.seeds or (0,))[0], options)
         return preflight.takes(net, to_device(found.at(size)[:1], options))
     except Refusal:
         raise
     except Exception:  # a factory may refuse a size in any way
-        return False
+        return False, False
 
 
 def to_device(x: Tensor, options: Options) -> Tensor:
@@ -166,6 +180,26 @@ def prepare(
     return net, len(some)
 
 
+def _counts(net: Adapted, x: Tensor, q: float) -> bool:
+    """Whether the network's paths can be counted, by trying."""
+    try:
+        counted_norm(net, x, q)
+    except Exception:  # a stranger's network raises anything
+        return False
+    return True
+
+
+def _digest(net: Adapted) -> str:
+    """The sha256 of a network's weights, with the names of its layers."""
+    digest = hashlib.sha256()
+    for name, t in net.named_parameters():
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(
+            t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if t.ndim else repr(t.item()).encode()
+        )
+    return digest.hexdigest()
+
+
 def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequence[int], options: Options) -> Ready:
     """Check the network at the smallest size, find its boundaries, and time it at the largest."""
     small, large, notes = chosen[0], chosen[-1], []
@@ -173,6 +207,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     dtypes = {p.dtype for p in started.build(small, which[0]).parameters()} if not started.own else set()
     if dtypes - {options.dtype}:
         notes.append(f"weights of {', '.join(sorted(map(str, dtypes)))} are measured in {options.dtype}, on a copy")
+    digest = _digest(net)
     x, y = to_device(found.at(small, options.upsample)[:2], options), found.y[:2].to(options.device)
     if len(x) < 2:
         x, y = x.repeat(2, 1, 1, 1), y.repeat(2)
@@ -183,6 +218,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     kept = layers.chain(net, x, y, cross_entropy) if options.layers else []
     if options.layers and not kept:
         notes.append("no module's output lies on every path: the layer budget has one step")
+    counts = started.question == FRESH and _counts(net, x, norms.dual(options.p))
     if calibrated:
         done = "calibrated" if options.calibrate else "NOT calibrated, so that they do nothing"
         mark = "" if options.calibrate else "! "
@@ -197,13 +233,10 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     each = time.perf_counter() - begun
     passes = 1 if started.question == FRESH else 6  # attacks, and averages in front
     pixels = sum(size**2 for size in chosen) / large**2
-    weights = hashlib.sha256()
-    for name, t in net.state_dict().items():
-        weights.update(f"{name} {tuple(t.shape)} {t.double().sum().item() if t.device.type != 'mps' else 0!r}".encode())
     identity = {
         "question": started.question,
         "network": started.name,
-        "weights": weights.hexdigest() if started.question == CHECKPOINT else started.name,
+        "weights": digest,
         "data": found.checksum,
         "images": len(found.y),
         "p": str(options.p),
@@ -216,4 +249,5 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
         "recipe": None if options.recipe is None else repr(replace(options.recipe, seed=0)),
         "normalise": [str(options.mean), str(options.std)],
     }
-    return Ready(notes, kept, classes, calibrated, each * len(found.y) * len(which) * pixels * passes, identity)
+    images = len(found.y) * passes + (len(found.calibration) / 3 if calibrated else 0) + (8 if counts else 0)
+    return Ready(notes, kept, classes, counts, calibrated, each * images * len(which) * pixels, identity)

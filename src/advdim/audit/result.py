@@ -59,6 +59,8 @@ class Audit:
         exponent: of the gradient's norm in the number d of input dimensions; None where there is none to speak of.
         power_law: whether the slopes between neighbouring sizes agree within noise; None where that is not known.
         budget: the exponent split over the layers, or None.
+        counted: the exponent that path counting predicts, by the gates that are open on two of the images; None where
+            paths are not counted (:func:`advdim.theory.path_second_moment`), and of networks that are not fresh.
         notes: of the pre-flight; those that begin with "!" cast doubt on the numbers.
         verdict: in words, by fixed rules.
         settings: all that was set, and what calibration and resizing were done.
@@ -73,6 +75,7 @@ class Audit:
     exponent: PowerLaw | None
     power_law: bool | None
     budget: Budget | None
+    counted: PowerLaw | None
     notes: tuple[str, ...]
     verdict: str
     settings: dict[str, Any] = field(repr=False)
@@ -99,6 +102,9 @@ class Audit:
             e = self.exponent
             clean = {True: "", False: "; not a clean power law", None: ""}[self.power_law]
             lines.append(f"exponent in d {e.slope:+.2f} [{e.low:+.2f}, {e.high:+.2f}], 95% over {over}{clean}")
+        if self.counted is not None:
+            c = self.counted
+            lines.append(f"paths     {c.slope:+.2f} [{c.low:+.2f}, {c.high:+.2f}], by path counting")
         if self.budget is not None:
             lines.append(f"budget    {self.budget.summary()}")
         said = textwrap.wrap(f"VERDICT   {self.verdict}", 110, subsequent_indent=" " * 10, break_on_hyphens=False)
@@ -178,6 +184,16 @@ def fit(
     law = exponent(d, gradient)
     parts = layers.budget(d, gradient, inside, q) if names and "x" in inside else None
     return law, is_power_law(d, gradient), parts, notes
+
+
+def counted(cells: Sequence[Cell], sizes: Sequence[int], channels: int) -> PowerLaw | None:
+    """The exponent of what path counting predicts, where it was counted for every cell."""
+    by_key = {(cell.size, cell.seed): cell.counted for cell in cells if cell.counted is not None}
+    if len(sizes) < 2 or len(by_key) < len(cells):
+        return None
+    seeds = sorted({cell.seed for cell in cells})
+    d = [channels * size**2 for size in sizes]
+    return exponent(d, [[by_key[size, seed] for seed in seeds] for size in sizes])
 
 
 def is_power_law(d: Sequence[int], table: np.ndarray) -> bool | None:

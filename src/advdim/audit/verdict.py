@@ -4,35 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..analysis import PowerLaw
+from . import result
 from .cells import Cell
 from .layers import Budget
 from .plan import CHECKPOINT, FRESH
-from .result import Row
+from .result import Audit, Row
 
 #: Damage over eps times the gradient norm, within which first order describes an attack.
 FIRST_ORDER = (0.8, 1.2)
 
 
-def verdict(
+def concluded(
     question: str,
-    rows: Sequence[Row],
-    law: PowerLaw | None,
-    power_law: bool | None,
-    budget: Budget | None,
+    network: str,
+    data: str,
     cells: Sequence[Cell],
     settings: dict[str, Any],
-) -> str:
-    """What the numbers say, and what they are about."""
-    sentences = (_fresh if question == FRESH else _trained)(question, rows, law, power_law, budget, cells, settings)
-    return " ".join([*sentences, method(question, settings)])
+    notes: Sequence[str],
+    *,
+    channels: int = 3,
+    complete: bool = True,
+) -> Audit:
+    """The audit that measurements make: its tables, exponent and budget where there are any, and the verdict.
+
+    Args:
+        question: what was asked.
+        network: its name.
+        data: the images' name.
+        cells: of every seed at every size.
+        settings: as they are to be stored; ``sizes``, ``q``, ``eps`` and, of trained networks, ``classes`` are used.
+        notes: of the pre-flight.
+        channels: of the images.
+        complete: whether all seeds were measured.
+    """
+    rows = result.rows_of(cells, settings["sizes"], settings["eps"])
+    law, clean, parts, more = result.fit(cells, settings["sizes"], channels, question, settings["q"])
+    if question != FRESH and lost(rows, settings["classes"], _answers(cells)):
+        law, clean, parts = None, None, None
+    counted = result.counted(cells, settings["sizes"], channels)
+    said = (*notes, *more)
+    found = Audit(question, network, data, rows, law, clean, parts, counted, said, "", settings, complete, tuple(cells))
+    return replace(found, verdict=" ".join([*(_fresh if question == FRESH else _trained)(found), method(found)]))
 
 
-def method(question: str, settings: dict[str, Any]) -> str:
+def method(audit: Audit) -> str:
     """Mode, calibration and resize, which always stand beside a verdict."""
-    return f"[{question}; {settings['calibration']}; {settings['resize']}]"
+    return f"[{audit.question}; {audit.settings['calibration']}; {audit.settings['resize']}]"
+
+
+def _answers(cells: Sequence[Cell]) -> int:
+    return sum(len(cell.values["right"]) for cell in cells if cell.size == cells[0].size)
 
 
 def lost(rows: Sequence[Row], classes: int, images: int) -> list[int]:
@@ -48,7 +72,11 @@ def chance(classes: int, images: int) -> float:
     return 1 / classes + 2 * math.sqrt((1 - 1 / classes) / classes / images)
 
 
-def _growth(rows: Sequence[Row], law: PowerLaw, q: float) -> str:
+def _growth(audit: Audit, whose: str) -> list[str]:
+    """How it grows, whether like a power law, and by which layer: nothing where there is no exponent."""
+    rows, law, q = audit.rows, audit.exponent, audit.settings["q"]
+    if law is None:
+        return []
     share = 1 / q - 0.5
     times, by_law = rows[-1].mean / rows[0].mean, (rows[-1].size / rows[0].size) ** (2 * share)
     known = not math.isnan(law.low)
@@ -68,31 +96,18 @@ def _growth(rows: Sequence[Row], law: PowerLaw, q: float) -> str:
     else:
         said = "it grows more slowly than the law"
     span = f"from {rows[0].size} to {rows[-1].size} px {times:.2g}x, against {by_law:.2g}x by the law d^{share:+.2g}"
-    return f"{said}: {span}."
+    sentences = [f"{whose}{said}: {span}."]
+    if audit.power_law is False:
+        sentences.append(
+            f"Not a power law: its slope is {min(law.local):+.2f} to {max(law.local):+.2f} between neighbouring sizes, "
+            "so the exponent holds for these sizes alone."
+        )
+    return [*sentences, *_largest(audit.budget)]
 
 
-def _bent(law: PowerLaw, power_law: bool | None) -> list[str]:
-    if power_law is not False:
-        return []
-    return [
-        f"Not a power law: its slope is {min(law.local):+.2f} to {max(law.local):+.2f} between neighbouring sizes, so "
-        "the exponent holds for these sizes alone."
-    ]
-
-
-def _fresh(
-    question: str,
-    rows: Sequence[Row],
-    law: PowerLaw | None,
-    power_law: bool | None,
-    budget: Budget | None,
-    cells: Sequence[Cell],
-    settings: dict[str, Any],
-) -> list[str]:
-    said = []
-    if law is not None:
-        said = [f"Fresh, {_growth(rows, law, settings['q'])}", *_bent(law, power_law), *_largest(budget)]
-    heavy = [row.size for row in rows if row.mean > 3 * row.median]
+def _fresh(audit: Audit) -> list[str]:
+    said = _growth(audit, "Fresh, ")
+    heavy = [row.size for row in audit.rows if row.mean > 3 * row.median]
     if heavy:
         said.append(f"A few images dominate the mean at {_sizes(heavy)}: it is more than 3 times the median.")
     return [*said, "This says nothing of trained weights."]
@@ -110,45 +125,36 @@ def _largest(budget: Budget | None) -> list[str]:
     return [f"The largest step of the layers: {name} {does} {abs(largest.exponent):.2f}."]
 
 
-def _trained(
-    question: str,
-    rows: Sequence[Row],
-    law: PowerLaw | None,
-    power_law: bool | None,
-    budget: Budget | None,
-    cells: Sequence[Cell],
-    settings: dict[str, Any],
-) -> list[str]:
-    gone = lost(rows, settings["classes"], len(cells[0].values["right"]) * len({cell.seed for cell in cells}))
+def _trained(audit: Audit) -> list[str]:
+    rows = audit.rows
+    gone = lost(rows, audit.settings["classes"], _answers(audit.cells))
     if len(gone) == len(rows):
         accuracies = ", ".join(f"{row.accuracy:.2f}" for row in rows)
         return [
             f"No verdict: at {_sizes(gone)} the accuracy is near chance ({accuracies}). Check the labels' order, the "
             "normalisation (mean, std) and the weights."
         ]
-    said = []
+    best = max((row for row in rows if row.size not in gone), key=lambda row: (row.accuracy or 0.0, row.size))
     if gone:
         which = ", ".join(f"{row.accuracy:.2f}" for row in rows if row.size in gone)
-        best = max(row.accuracy or 0.0 for row in rows)
-        said.append(
-            f"No exponent: at {_sizes(gone)} it does not do its task (accuracy {which}, at best {best:.2f} at another)."
-        )
-    elif law is not None:
-        whose = "These weights on images of other sizes: " if question == CHECKPOINT else "Trained at each size, "
-        said += [f"{whose}{_growth(rows, law, settings['q'])}", *_bent(law, power_law), *_largest(budget)]
-    said += _attack(rows, gone, settings)
-    said += _averages(rows, gone, cells)
-    if question == CHECKPOINT:
+        said = [
+            f"No exponent: at {_sizes(gone)} it does not do its task (accuracy {which}, at best {best.accuracy:.2f} at "
+            "another)."
+        ]
+    else:
+        checkpoint = audit.question == CHECKPOINT
+        said = _growth(audit, "These weights on images of other sizes: " if checkpoint else "Trained at each size, ")
+    said += [*_attack(audit, best), *_averages(audit, best)]
+    if audit.question == CHECKPOINT:
         said.append("To ask how size itself matters, train one network per size.")
     return said
 
 
-def _attack(rows: Sequence[Row], gone: Sequence[int], settings: dict[str, Any]) -> list[str]:
-    row = max((row for row in rows if row.size not in gone), key=lambda row: (row.accuracy or 0.0, row.size))
+def _attack(audit: Audit, row: Row) -> list[str]:
     costs = (row.accuracy or 0.0) - (row.attacked or 0.0)
     said = (
-        f"At {row.size} px one step of {settings['eps']:.4g} in l_{settings['p']:g} costs {costs:.2f} of an accuracy "
-        f"of {row.accuracy:.2f}."
+        f"At {row.size} px one step of {audit.settings['eps']:.4g} in l_{audit.settings['p']:g} costs {costs:.2f} of "
+        f"an accuracy of {row.accuracy:.2f}."
     )
     ratio = row.first_order or 0.0
     if FIRST_ORDER[0] <= ratio <= FIRST_ORDER[1]:
@@ -156,9 +162,8 @@ def _attack(rows: Sequence[Row], gone: Sequence[int], settings: dict[str, Any]) 
     return [said, f"First order does not describe this attack: damage is {ratio:.2f} times what it gives."]
 
 
-def _averages(rows: Sequence[Row], gone: Sequence[int], cells: Sequence[Cell]) -> list[str]:
-    row = max((row for row in rows if row.size not in gone), key=lambda row: (row.accuracy or 0.0, row.size))
-    own = [cell.averaged for cell in cells if cell.size == row.size]
+def _averages(audit: Audit, row: Row) -> list[str]:
+    own = [cell.averaged for cell in audit.cells if cell.size == row.size]
     said = []
     for k in sorted(set.intersection(*(set(found) for found in own)) if own else set()):
         right, attacked, l_q = (sum(f[k][what] for f in own) / len(own) for what in ("right", "attacked", "l_q"))

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Audit; 0 done, 2 refused (one line on stderr says why and names the cure), 130 interrupted."""
     import torch
 
-    from ..audit import Refusal, audit
+    from ..audit import audit
     from ..audit.report import as_json, write
     from ..audit.specs import factory
     from ..train import Recipe
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    except Refusal as refusal:
+    except ValueError as refusal:  # a Refusal, or of an argument
         print("advdim:", " ".join(str(refusal).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from . import audit, data_sets, experiments
+from . import audit, data_sets, experiments, survey
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="advdim", description="Adversarial vulnerability and input dimension.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('advdim')}")
     groups = parser.add_subparsers(required=True, metavar="COMMAND")
-    for register in (data_sets.register, audit.register, experiments.register):
+    for register in (data_sets.register, audit.register, survey.register, experiments.register):
         register(groups)
     arguments = parser.parse_args(argv)
     try:

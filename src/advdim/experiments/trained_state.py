@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import attacks, measure
+from ..measure.gradients import gradients_and_outputs
 from ..theory import norms
 
 #: Exponents of the attackers' norms by the names that metrics have.
@@ -32,7 +33,7 @@ def by_epoch(model: nn.Module, x: Tensor, y: Tensor, *, blocks: int) -> dict[str
         y: [N], int64 labels.
         blocks: as for :func:`gradients`.
     """
-    g, outputs = measure.input_gradients(model, x, y), measure.outputs(model, x)
+    g, outputs = gradients_and_outputs(model, x, y)
     columns = gradients(g, blocks) | {"loss": measure.cross_entropy(outputs, y)}
     return {name: float(column.double().sum()) for name, column in columns.items()}
 
@@ -102,7 +103,7 @@ def measure_split(
 
 
 def _columns(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float], blocks: int) -> Columns:
-    g, outputs = measure.input_gradients(model, x, y), measure.outputs(model, x)
+    g, outputs = gradients_and_outputs(model, x, y)
     columns = gradients(g, blocks)
     columns |= {f"{name}_square": columns[name].square() for name in ("l2", "on_l2")}
     columns |= {"loss": measure.cross_entropy(outputs, y), "accuracy": outputs.argmax(1) == y}

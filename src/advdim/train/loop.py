@@ -145,8 +145,8 @@ def fit(
     with tqdm(total=steps, initial=done, unit="batch", disable=off, file=sys.stderr) as bar:
         try:
             while not _ended(run, run.state.epoch):
-                with fast.training_layout(model, twice=recipe.method in DOUBLE_BACKWARD):
-                    _train_epoch(run, bar, save, checkpoint_every)
+                with fast.in_training(model, twice=recipe.method in DOUBLE_BACKWARD) as net:
+                    _train_epoch(run, net, bar, save, checkpoint_every)
                 _end_epoch(run, validation, test, eval_subsets, eval_every, metrics)
                 bar.set_postfix(loss=f"{run.state.history[-1]['loss']:.4g}")
                 save()
@@ -179,7 +179,7 @@ def _resume(run: _Run, path: Path | None, settings: dict[str, Any], test: Pairs)
     return save
 
 
-def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | None) -> None:
+def _train_epoch(run: _Run, net: nn.Module, bar: Any, save: Callable[[], None], every: int | None) -> None:
     """Train on what is left of the present epoch."""
     recipe, state, device, objective = run.recipe, run.state, run.x.device, objectives.objective(run.recipe.method)
     if state.order is None or state.losses is None:
@@ -191,17 +191,22 @@ def _train_epoch(run: _Run, bar: Any, save: Callable[[], None], every: int | Non
     losses = state.losses.to(device, evaluation.weight_of(run.model).dtype)
     batches = torch.split(state.order[: sum(run.sizes)].to(device), recipe.batch_size)
     run.model.train()
+
+    def gradients(x: Tensor, y: Tensor, drawn: objectives.Draws) -> Tensor:
+        run.optimiser.zero_grad()
+        with fast.autocast(device) if recipe.bf16 else nullcontext():
+            loss = objective(net, x, y, recipe.strength, drawn)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    step = fast.training_steps(gradients, run.optimiser, net)
     start = time.perf_counter()
     for index in batches[state.batch :]:
         x, y = run.x[index], run.y[index]
         x = evaluation.model_images(crop_and_flip(x, run.generator) if recipe.augment else x, recipe, run.model)
-        run.optimiser.zero_grad()
-        with fast.autocast(device) if recipe.bf16 else nullcontext():
-            loss = objective(run.model, x, y, recipe.strength, run.generator)
-        torch.autograd.backward(loss)
-        run.optimiser.step()
+        loss = step(x, y, objectives.draws(recipe.method, x, recipe.strength, run.generator))
         run.schedule.step()
-        losses[state.batch] = loss.detach()  # read when the epoch ends or is saved: reading each would stall a GPU
+        losses[state.batch] = loss  # read when the epoch ends or is saved: reading each would stall a GPU
         state.batch += 1
         bar.update()
         if state.batch == len(run.sizes) or (every and state.batch % every == 0):

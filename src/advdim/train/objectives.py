@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import data
-from ..attacks.projected_gradient import ascend, random_starts, step_lengths
+from ..attacks.projected_gradient import ascend, random_starts, step_lengths, uniform
 from ..measure.gradients import check_minimum, cross_entropy, outputs_at_leaf, per_example, refuse_inference
 from ..models import fast
 from ..models.device import to_device
@@ -32,8 +33,10 @@ from ..theory import norms
 
 PGD_STEPS = 7  # of training, as in the paper
 
+#: What draws, or for "pgd-linf" what it has drawn.
+Draws = torch.Generator | Tensor | None
 #: Takes (model, x [N, C, H, W], y [N], strength, generator) to the scalar to minimise.
-Objective = Callable[[nn.Module, Tensor, Tensor, float, torch.Generator | None], Tensor]
+Objective = Callable[[nn.Module, Tensor, Tensor, float, Draws], Tensor]
 
 
 @torch.enable_grad()
@@ -148,7 +151,7 @@ def _on_attacked(
     steps: int,
     step_size: float | None,
     random_start: bool,
-    generator: torch.Generator | None,
+    generator: Draws,
 ) -> Tensor:
     """:func:`pgd_training` without checks of images and labels, for which the host would wait at each step."""
     size = _size(strength, p, x)
@@ -221,7 +224,7 @@ def cross_lipschitz(
     return (_losses(outputs, y) + strength * 2 / outputs.shape[1] * squares).mean()
 
 
-def _usual(model: nn.Module, x: Tensor, y: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
+def _usual(model: nn.Module, x: Tensor, y: Tensor, strength: float, generator: Draws) -> Tensor:
     if strength != 0:
         raise ValueError(f"the method 'none' has no penalty, got strength {strength}; set it to 0, or choose a method")
     return plain(model, x, y)
@@ -238,8 +241,8 @@ METHODS: dict[str, Objective] = {
     "augment-l2": lambda m, x, y, strength, _: one_step_augmentation(m, x, y, strength=strength, p=2),
     "pgd-linf": lambda m, x, y, strength, g: _on_attacked(m, x, y, strength, math.inf, PGD_STEPS, None, True, g),
     "cross-lipschitz": lambda m, x, y, strength, _: cross_lipschitz(m, x, y, strength=strength),
-    "cross-lipschitz-random": lambda m, x, y, strength, generator: cross_lipschitz(
-        m, x, y, strength=strength, estimator="random-sign", generator=generator
+    "cross-lipschitz-random": lambda m, x, y, strength, g: cross_lipschitz(
+        m, x, y, strength=strength, estimator="random-sign", generator=cast(torch.Generator, g)
     ),
 }
 
@@ -261,6 +264,18 @@ def objective(method: str) -> Objective:
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     return METHODS[method]
+
+
+def draws(method: str, x: Tensor, strength: float, generator: torch.Generator) -> Draws:
+    """What the objective of a method takes for its generator on a batch x [N, C, H, W].
+
+    For "pgd-linf" these are the draws themselves, [N, 1, C, H, W] on the device of x; None for what draws nothing.
+    """
+    if strength == 0 or method not in ("pgd-linf", "cross-lipschitz-random"):
+        return None
+    if method == "cross-lipschitz-random":
+        return generator
+    return to_device(uniform((len(x), 1, *x.shape[1:]), math.inf, generator), x.device)
 
 
 def _check(strength: float) -> None:

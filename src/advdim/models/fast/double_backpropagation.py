@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import switch
+from .trained_convolution import pays, weight_gradient
 
 _aten = torch.ops.aten
 
@@ -149,8 +150,13 @@ class _ConvolutionBack(Function):
 
 
 def _gradients(g: Tensor, x: Tensor, weight: Tensor, biases: Any, how: Any, wanted: Sequence[bool]) -> list[Tensor]:
-    *sizes, groups = how
-    return list(_aten.convolution_backward(g, x, weight, biases, *sizes, False, [0, 0], groups, list(wanted)))
+    stride, padding, dilation, groups = how
+    by_phases = wanted[1] and max(padding) == 0 and pays(x, weight, stride, dilation, groups)
+    asked = [wanted[0], wanted[1] and not by_phases, wanted[2]]
+    found = list(_aten.convolution_backward(g, x, weight, biases, *how[:3], False, [0, 0], groups, asked))
+    if by_phases:
+        found[1] = weight_gradient(g, x, weight, dilation)
+    return found
 
 
 class _Reflection(Function):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import Net, Normalise
 from .block_convolution import ImageConvolution, fits
+from .trained_convolution import TrainedConvolution
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _FORGETFUL = (nn.Conv2d, ImageConvolution, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -82,7 +83,8 @@ def _in_place(layer: nn.Module, before: nn.Module | None) -> nn.Module:
 
 def _leaves(model: nn.Sequential) -> list[nn.Module]:
     # Not of model.children(), which has a layer that stands in several places only once.
-    nested = (_leaves(child) if type(child) is nn.Sequential else [child] for child in model)
+    plain = (nn.Sequential, TrainedConvolution)
+    nested = (_leaves(m) if isinstance(m, nn.Sequential) and type(m) in plain else [m] for m in model)
     return [leaf for leaves in nested for leaf in leaves]
 
 

@@ -16,7 +16,7 @@ from .block_convolution import convolve_by_blocks
 
 
 @contextmanager
-def training_layout(model: nn.Module, *, twice: bool) -> Iterator[None]:
+def channels_last(model: nn.Module, *, twice: bool) -> Iterator[None]:
     """Keep the parameters of convolutions in the layout in which they train fastest meanwhile; then as they were.
 
     Channels-last, in which PyTorch adds up the statistics of a batch-norm one number after the other: in float32, means
