@@ -51,12 +51,13 @@ class Repository:
     def colab_cell(self) -> str:
         """The first cell of every chapter: installs the package where it is missing, as on Colab, else does nothing."""
         return f"""\
-# On Colab this installs the book's package; where it is installed already, nothing happens.
+# On Colab this installs the book's package; where it is there already, nothing happens.
 import importlib.util
 import os
 
 if importlib.util.find_spec("{PACKAGE}") is None:
-    source = os.environ.get("ADVDIM_SOURCE", "git+{self.url}@{self.branch}")
+    home = "git+{self.url}@{self.branch}"
+    source = os.environ.get("ADVDIM_SOURCE", home)
     %pip install -q "{{source}}"
 """[:-1]
 

@@ -8,6 +8,8 @@ usage: rerun.py [CHAPTER.ipynb ...]             format, execute and store (all c
 from __future__ import annotations
 
 import argparse
+import re
+import resource
 import subprocess
 import sys
 import time
@@ -23,6 +25,9 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 KEPT = ("tags", "mystnb")
+
+#: How a chapter's frame says how long its cells run, on one core, in seconds.
+TIMES = {"ten seconds": 10, "half a minute": 30, "a minute": 60, "two minutes": 120, "three minutes": 180}
 
 
 def normalise(notebook: nbformat.NotebookNode, stem: str) -> nbformat.NotebookNode:
@@ -40,6 +45,13 @@ def text_of(notebook: nbformat.NotebookNode) -> str:
     """The bytes to store, as text: what nbformat writes, and ends as `ruff format` leaves it."""
     nbformat.validate(notebook)
     return str(nbformat.writes(notebook)).rstrip("\n") + "\n"
+
+
+def said(notebook: nbformat.NotebookNode) -> float | None:
+    """How long the cells run as the chapter's frame says, in seconds; None if it does not."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = re.search(rf"the cells run for ({'|'.join(TIMES)})\b", text)
+    return TIMES[found[1]] if found else None
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
@@ -60,7 +72,12 @@ def rerun(path: Path, *, run: bool, write: bool) -> bool:
     old = path.read_text(encoding="utf-8")
     notebook = normalise(nbformat.reads(old, as_version=4), path.stem)
     if run:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         execute(notebook, path.parent)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took, stated = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, said(notebook)
+        if stated is None or not 0.4 < took / stated < 1.5:
+            print(f"{path.name}: its cells ran for {took:.0f} s of one core, its frame says {stated}", file=sys.stderr)
     new = text_of(normalise(notebook, path.stem))
     if new != old and write:
         path.write_text(new, encoding="utf-8", newline="\n")

@@ -204,6 +204,14 @@
     document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
   }
 
+  // ---- Paper is white, whatever the screen is.
+  let mode = null;
+  window.addEventListener("beforeprint", () => {
+    mode = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+  });
+  window.addEventListener("afterprint", () => { if (mode) document.documentElement.dataset.theme = mode; });
+
   // ---- Equations are measured when they are set, and again when the column changes or a fold opens.
   document.addEventListener("DOMContentLoaded", () => {
     foldable();

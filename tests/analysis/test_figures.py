@@ -134,3 +134,20 @@ def test_type_is_nine_pixels_or_more_in_a_figure_as_wide_as_the_column():
         sizes = [plt.rcParams[f"{name}.labelsize"] for name in ("axes", "xtick", "ytick")]
         assert min(*sizes, plt.rcParams["legend.fontsize"], plt.rcParams["font.size"]) * figures.COLUMN / 7.2 >= 9
         assert plt.rcParams["figure.figsize"][0] == figures.COLUMN
+
+
+def test_a_name_has_one_colour_in_all_figures_whatever_stands_beside_it():
+    trainings = ["initialisation", "usual training", "PGD training, 0.001", "PGD training, 0.004"]
+    first = figures.colours(trainings)
+    assert list(first) == trainings
+    assert len(set(first.values())) == len(trainings)
+    assert first["initialisation"] == figures.colours(["x", "before training"])["before training"]
+    assert first["usual training"] == figures.colours(["usual"])["usual"]
+    lightness = [sum(matplotlib.colors.to_rgb(first[name])) for name in trainings[2:]]
+    assert lightness[0] > lightness[1]  # the stronger the darker
+    sizes = figures.colours(f"{side} px" for side in (8, 16, 32, 64, 128, 256))
+    assert list(sizes.values()) == list(figures.RAMP)
+    assert figures.colours(["strided, fc, He", "mlp"])["strided, fc, He"] == figures.COLOURS["strided"]
+    assert figures.colours(["strided, zero padding"])["strided, zero padding"] == figures.COLOURS["zero padding"]
+    assert figures.colours(["mlp, He"])["mlp, He"] == figures.COLOURS["fully connected"]
+    assert len(set(figures.colours("abc").values())) == 3

@@ -6,14 +6,24 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from advdim.analysis import interactive, playgrounds, recorded, series
+from advdim.analysis import figures as drawn
+from advdim.analysis import interactive, playgrounds, recorded, runs, series
 
 
 def made():
     points = recorded("initialisation-cifar10-jpeg")[1]
-    return [playgrounds.paths(), playgrounds.dual_norm(), playgrounds.exponents({"CIFAR-10": series(points)})]
+    return [
+        playgrounds.paths(),
+        playgrounds.dual_norm(),
+        playgrounds.exponents({"CIFAR-10": series(points)}),
+        playgrounds.collapse(runs(recorded("4.1-cifar10-jpeg")[1])),
+        playgrounds.kinks(
+            [0.01, 0.1], {"bent": [0.011, 0.3], "smooth": [0.01, 0.11]}, {"bent": 1, "smooth": 1}, [0.02]
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +116,21 @@ def test_series_of_other_sizes_are_refused():
     odd = type(found[0])(**{**found[1].__dict__, "sizes": found[1].sizes[:-1]})
     with pytest.raises(ValueError, match="has other sizes"):
         playgrounds.exponents({"CIFAR-10": [found[0], odd]})
+
+
+def test_the_error_of_the_first_order_is_the_rise_less_the_tangent(figures):
+    shown = data(figures[4])
+    assert shown["networks"]["bent"] == {"damage": [0.011, 0.3], "slope": 1, "rest": [0.001, 0.2]}
+    assert shown["kinks"] == [0.02]
+
+
+def test_the_trained_networks_are_all_drawn_and_their_numbers_are_the_records(figures):
+    table = runs(recorded("4.1-cifar10-jpeg")[1])
+    shown = data(figures[3])
+    assert shown["axes"] == list(playgrounds.MEASURED.values())
+    found = [point for method in shown["methods"] for point in method["points"]]
+    columns = ["strength", "seed", *playgrounds.MEASURED]
+    ordered = pd.concat(table[table["method"] == method] for method in drawn.METHODS)[columns]
+    np.testing.assert_allclose(found, ordered, rtol=1e-3)
+    still = figures[3].split("<script")[0]
+    assert still.count("<circle") == (table["pgd-linf_vulnerability"] > 0).sum()

@@ -41,3 +41,9 @@ def test_first_cell_installs_the_package_where_it_is_missing(path: Path) -> None
     assert "".join(first["source"]) == repository.read(ROOT).colab_cell()
     assert first["metadata"] == {"tags": ["remove-cell"]}
     assert first["outputs"] == []
+
+
+@pytest.mark.parametrize("path", [p for p in CHAPTERS if p.stem[:2].isdigit()], ids=lambda path: path.stem)
+def test_the_frame_says_how_long_the_cells_run(path: Path) -> None:
+    """``rerun.py`` measures it, and says so where the frame is wrong."""
+    assert rerun.said(nbformat.read(path, 4)) is not None, f"none of: the cells run for {', '.join(rerun.TIMES)}"

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 WIDTHS = (1280, 1440, 390, 320)
 LOADING = 180_000  # milliseconds: on a busy machine
-DESK = 1280  # pixels, from which on nothing scrolls but long code
-COLUMNS = 88  # of code that fits there
+DESK = 1280  # pixels, from which on nothing scrolls but long lines of printed text
+COLUMNS = 110  # of printed text that fits there
 SCHEMES = ("light", "dark")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -42,7 +42,9 @@ STATE = """async () => {
     merrors: all("mjx-merror, [data-mml-node=merror]").length,
     raw,
     unloaded: all("img").filter((i) => !i.complete || i.naturalWidth === 0).map((i) => i.src),
-    dimmed: all(".cell_output img").filter((i) => getComputedStyle(i).filter !== "none").map((i) => i.src),
+    dimmed: all(".cell_output img").filter((i) => getComputedStyle(i).filter !== (
+      document.documentElement.dataset.theme === "dark" && !i.closest(".tag_photograph")
+        ? "invert(1) hue-rotate(180deg)" : "none")).map((i) => i.src),
     theme: document.documentElement.dataset.theme,
   };
 }"""
@@ -67,7 +69,8 @@ OVERFLOW = """async () => {
     page: document.scrollingElement.scrollWidth - width,
     outside: outside.map((e) => e.tagName + " " + e.textContent.slice(0, 60)),
     cut: hiding.map((e) => ({
-      kind: e.matches(".math") ? "equation" : e.closest(".cell_input") ? "code" : "output",
+      kind: e.matches(".math") ? "equation" : e.matches("table") || e.querySelector("table") ? "table"
+        : e.closest(".cell_output") ? "output" : e.closest("div.highlight") ? "code" : "other",
       columns: Math.max(...e.textContent.split("\\n").map((line) => line.length)),
       by: e.scrollWidth - e.clientWidth,
       shown: getComputedStyle(e).boxShadow !== "none" && e.tabIndex === 0,
@@ -93,7 +96,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--keep-going",
         "--quiet",
     ]
-    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert build.returncode == 0, build.stdout + build.stderr
     return folder / "_build" / "html"
 
@@ -123,8 +126,30 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-#: Rules of WCAG 2.1, levels A and AA.
-AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
+#: To play with, on whatever page.
+FIGURES = {"fig-one-grey-level"}
+FIGURES |= {f"fig-play-{name}" for name in ("dual-norm", "kinks", "paths", "exponents", "collapse")}
+
+#: Rules of WCAG 2.1, levels A and AA; that of colours, which depends on the mode, goes by itself.
+LOOKED_AT_BY_AXE = ("index", "01_preface", "02_attacks_to_gradients", "04_counting_paths", "notation", "bibliography")
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "rules": {"color-contrast": {"enabled": False}}}
+CONTRAST = {"runOnly": ["color-contrast"]}
+
+#: Marks, of all texts of one look (colour, size, weight and what lies behind), the first: axe takes long for thousands.
+LOOKS = """() => {
+  const seen = new Set();
+  document.querySelectorAll("[data-look]").forEach((e) => e.removeAttribute("data-look"));
+  for (const e of document.querySelectorAll("body *")) {
+    const text = [...e.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
+    if (!text || !e.getClientRects().length || e.closest("script, style")) continue;
+    const behind = new Set();
+    for (let box = e; box; box = box.parentElement) behind.add(getComputedStyle(box).backgroundColor);
+    const look = getComputedStyle(e);
+    const key = [look.color, look.fontSize, look.fontWeight, look.opacity, ...behind].join();
+    if (!seen.has(key)) e.setAttribute("data-look", "");
+    seen.add(key);
+  }
+}"""
 
 
 @dataclass
@@ -135,12 +160,18 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
     overflow: dict[int, dict[str, Any]] = field(default_factory=dict)
+    violations: list[Any] = field(default_factory=list)
+    played: dict[str, Any] = field(default_factory=dict)
 
 
-def visit(browser: Any, url: str, scheme: str) -> Visit:
-    """Opens a page with every request to elsewhere aborted, and reads it at every width."""
+def visit(browser: Any, path: Path) -> dict[str, Visit]:
+    """Opens a page with every request to elsewhere aborted, and reads it in both modes at every width.
+
+    A page is loaded once, because that takes longest; from light to dark it changes as when a reader's system does.
+    """
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=SCHEMES[0])
+    page.set_default_timeout(LOADING)
     seen = Visit()
-    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=scheme)
 
     def route(route: Any) -> None:
         if route.request.url.startswith(("file:", "data:", "blob:")):
@@ -153,20 +184,59 @@ def visit(browser: Any, url: str, scheme: str) -> Visit:
     page.on("console", lambda message: message.type in ("error", "warning") and seen.errors.append(message.text))
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
     page.on("requestfailed", lambda request: seen.errors.append(f"failed: {request.url}"))
-    page.goto(url, wait_until="load", timeout=LOADING)
+    page.goto(path.as_uri(), wait_until="load")
     page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
-    seen.state = page.evaluate(STATE)
-    for width in WIDTHS:  # the scripts fit equations anew when the column changes
-        page.set_viewport_size({"width": width, "height": 900})
-        seen.overflow[width] = page.evaluate(OVERFLOW)
+    modes = {SCHEMES[0]: seen, SCHEMES[1]: Visit(seen.outside, seen.errors)}
+    for scheme, own in modes.items():
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+        own.state = page.evaluate(STATE)
+        for width in WIDTHS:  # the scripts fit equations anew when the column changes
+            page.set_viewport_size({"width": width, "height": 900})
+            own.overflow[width] = page.evaluate(OVERFLOW)
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    for figure in page.locator(".advdim-fig").all():
+        seen.played[figure.get_attribute("id")] = play(page, figure)
+    if path.stem in LOOKED_AT_BY_AXE:  # last, because it takes the formulas out: glyphs by the thousand, from MathJax
+        page.evaluate("document.querySelectorAll('mjx-container').forEach((e) => e.remove())")
+        seen.violations = axe(page, RULES)
+        for scheme, own in modes.items():
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+            page.evaluate(LOOKS)
+            own.violations += axe(page, CONTRAST, "[data-look]")
     page.close()
-    return seen
+    return modes
+
+
+def axe(page: Any, options: dict[str, Any], within: str = "html") -> list[Any]:
+    """The rules that a page breaks as it is shown, each with what breaks it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    asked = {**options, "resultTypes": ["violations"], "preload": False}
+    broken = Axe().run(page, context={"include": [[within]]}, options=asked).response["violations"]
+    return [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in broken]
+
+
+def play(page: Any, figure: Any) -> dict[str, Any]:
+    """What a figure to play with says before and after a key, and which of its pictures a screen and paper show."""
+    note, control = figure.locator(".note"), figure.locator("input[type=range], [tabindex='0']").first
+    said = [note.inner_text()]
+    control.focus()
+    page.keyboard.press("End" if control.evaluate("(e) => e.tagName") == "INPUT" else "ArrowDown")
+    said.append(note.inner_text())
+    shown = {}
+    for media in ("screen", "print"):
+        page.emulate_media(media=media)
+        shown[media] = [name for name in ("static", "live") if figure.locator(f".{name}").is_visible()]
+    page.emulate_media(media="screen")
+    return {"said": said, "shown": shown}
 
 
 @pytest.fixture(scope="session")
 def visits(site: Path, chromium: Any) -> dict[tuple[str, str], Visit]:
     """Every page, in light and in dark mode."""
-    return {(page.name, mode): visit(chromium, page.as_uri(), mode) for page in pages(site) for mode in SCHEMES}
+    return {(page.name, mode): seen for page in pages(site) for mode, seen in visit(chromium, page).items()}
 
 
 def found(visits: dict[tuple[str, str], Visit], what: Any) -> dict[tuple[str, str], Any]:
@@ -208,12 +278,12 @@ def test_no_page_scrolls_sideways(visits: dict[tuple[str, str], Visit]) -> None:
 
 @pytest.mark.browser
 def test_on_a_desk_no_equation_is_wider_than_its_column(visits: dict[tuple[str, str], Visit]) -> None:
-    """Nor code of 88 columns; longer code, and printed lines as long, scroll."""
+    """Nor is code or a table; printed lines scroll where they are longer than :data:`COLUMNS`."""
     wide = [
         (page, mode, width, box)
         for page, mode, width, found in overflows(visits)
         for box in found["cut"]
-        if width >= DESK and (box["kind"] == "equation" or box["columns"] <= COLUMNS)
+        if width >= DESK and (box["kind"] != "output" or box["columns"] <= COLUMNS)
     ]
     assert wide == []
 
@@ -226,42 +296,29 @@ def test_what_scrolls_shows_it_and_can_be_focused(visits: dict[tuple[str, str], 
 
 
 @pytest.mark.browser
-def test_figures_load_and_are_not_dimmed_in_dark_mode(visits: dict[tuple[str, str], Visit]) -> None:
+def test_figures_load_and_in_dark_mode_are_turned_round_but_photographs_stay(
+    visits: dict[tuple[str, str], Visit],
+) -> None:
     assert {seen.state["theme"] for (_, mode), seen in visits.items() if mode == "dark"} == {"dark"}
     assert found(visits, lambda seen: seen.state["unloaded"]) == {}
     assert found(visits, lambda seen: seen.state["dimmed"]) == {}
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("mode", SCHEMES)
-@pytest.mark.parametrize("name", ["index", "01_preface", "02_attacks_to_gradients", "notation", "bibliography"])
-def test_axe_finds_nothing(site: Path, chromium: Any, name: str, mode: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    page = chromium.new_page(viewport={"width": DESK, "height": 900}, color_scheme=mode)
-    page.goto((site / f"{name}.html").as_uri(), wait_until="load", timeout=LOADING)
-    page.evaluate("async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise; }")
-    found = Axe().run(page, options=AXE).response["violations"]
-    page.close()
-    assert [(rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found] == []
+def test_axe_finds_nothing(visits: dict[tuple[str, str], Visit]) -> None:
+    assert {Path(page).stem for page, _ in visits} >= set(LOOKED_AT_BY_AXE)
+    assert found(visits, lambda seen: seen.violations) == {}
 
 
 @pytest.mark.browser
-def test_the_figure_of_the_landing_page_answers_the_keyboard_and_stands_still_in_print(
-    site: Path, chromium: Any
+def test_figures_to_play_with_answer_the_keyboard_and_stand_still_in_print(
+    visits: dict[tuple[str, str], Visit],
 ) -> None:
-    page = chromium.new_page(viewport={"width": DESK, "height": 900})
-    page.goto((site / "index.html").as_uri(), wait_until="load", timeout=LOADING)
-    note = page.locator("#fig-one-grey-level .note")
-    before = note.inner_text()
-    page.locator("#fig-one-grey-level input[type=range]").focus()
-    page.keyboard.press("End")
-    assert note.inner_text() != before
-    assert page.locator("#fig-one-grey-level .static").is_hidden()
-    page.emulate_media(media="print")
-    assert page.locator("#fig-one-grey-level .static").is_visible()
-    assert page.locator("#fig-one-grey-level .live").is_hidden()
-    page.close()
+    played = {(page, ident): each for (page, _), seen in visits.items() for ident, each in seen.played.items()}
+    assert {ident for _, ident in played} >= FIGURES
+    assert {where: each["said"] for where, each in played.items() if len(set(each["said"])) < 2} == {}
+    shown = {"screen": ["live"], "print": ["static"]}
+    assert {where: each["shown"] for where, each in played.items() if each["shown"] != shown} == {}
 
 
 @pytest.mark.browser

@@ -204,7 +204,9 @@ def test_complaints_name_what_nbval_does_not_see(tiny: Path) -> None:
     notebook = nbformat.read(tiny / CHAPTER, 4)
     code(notebook, "print").outputs[0].name = "stderr"
     code(notebook, "root(16)").metadata = {"tags": ["nbval-ignore-output"]}
+    code(notebook, "root(16)").source += f"  # {'x' * 80}"
     assert complaints(notebook) == [
         "cell 2: something was written to stderr",
+        f"cell 3: a line of 92 characters is cut on the site: root(16)  # {'x' * 28}",
         "cell 3: keeps its output from being checked",
     ]

@@ -7,6 +7,7 @@ import nbformat
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.-]+/)+[\w.-]+|\b[A-Z]:\\\w")
 TIMING = re.compile(r"it/s\b|\bs/it\b|Wall time|CPU times|\belapsed\b|\btook \d|\b\d+(?:\.\d+)? ?(?:ms|µs|seconds?)\b")
 ANSI = re.compile(r"\x1b\[[\d;]*m")
+COLUMNS = 88  # of code, that fit into the site's column at 1280 pixels
 UNCHECKED = ("nbval-ignore-output", "nbval-skip", "NBVAL_IGNORE_OUTPUT", "NBVAL_SKIP", "PYTEST_VALIDATE_IGNORE_OUTPUT")
 
 
@@ -27,6 +28,8 @@ def complaints(notebook: nbformat.NotebookNode) -> list[str]:
     if counts != list(range(1, len(code) + 1)):
         wrong.append(f"not run from top to bottom in one go: execution counts {counts}")
     for number, cell in enumerate(code, 1):
+        long = [line for line in cell.source.splitlines() if len(line) > COLUMNS]
+        wrong += [f"cell {number}: a line of {len(line)} characters is cut on the site: {line[:40]}" for line in long]
         tags = cell.metadata.get("tags", [])
         figure = cell.metadata.get("mystnb", {})
         expected = ["error"] if "raises-exception" in tags else []

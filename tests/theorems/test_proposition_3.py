@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from helpers.nets import batch, smooth_net
 from helpers.objectives import INF, gradients
@@ -24,3 +25,17 @@ def test_gradient_penalty_and_augmentation_agree_to_first_order(q):
     slopes = {name: math.log10(large / small) for name, (large, small) in apart.items()}
     assert slopes == pytest.approx({"value": 2, "gradient": 2, "penalty": 1}, abs=0.05)
     assert apart["value"][1] < 0.05 * apart["penalty"][1]
+
+
+def test_the_bounds_hold_for_a_quadratic_loss_and_are_attained():
+    """L(x) = <g, x> + <x, Hx> / 2 at 0, p = 2: the rate of its gradient is the largest size of an eigenvalue of H."""
+    rng = np.random.default_rng(0)
+    H = rng.standard_normal((5, 5))
+    values, vectors = np.linalg.eigh(H + H.T)
+    H, rate, eps = H + H.T, abs(values).max(), 0.3
+    for g in (*rng.standard_normal((20, 5)), vectors[:, abs(values).argmax()]):
+        step = eps * g / np.linalg.norm(g)
+        one_step = g @ step + step @ H @ step / 2
+        apart = abs(one_step - eps * np.linalg.norm(g)) / 2
+        assert apart <= rate * eps**2 / 4 + 1e-12
+    assert apart == pytest.approx(rate * eps**2 / 4, rel=1e-12)

@@ -19,19 +19,36 @@ from advdim.models import initialise
 # All sign patterns: the mean over them is an expectation under (H), with no sampling error at all
 
 
-def all_signs(net, x):
-    """Mean of the squared gradient of f_0 over all signs of all weights, whose sizes sqrt(2 / in-degree) stay."""
+def gradients_for(net, weights, x):
+    """Gradients of f_0 at one x for many settings of the weights, {name: [n, *shape]}: [n, *image]."""
+
+    def gradient(own):
+        return torch.func.grad(lambda z: torch.func.functional_call(net, own, z)[0, 0])(x)
+
+    return torch.func.vmap(gradient)(weights)[:, 0].detach()
+
+
+def named_weights(net):
+    """{name of the parameter: its layer}."""
     layers = initialise.weight_layers(net)
-    entries = [w for layer in layers for w in layer.weight.detach().view(-1).split(1)]  # views, one per weight
-    for layer in layers:
-        nn.init.constant_(layer.weight, math.sqrt(2 / initialise.in_degree(layer)))
-        del layer.weight_law
-    total = torch.zeros_like(x[0])
-    for signs in itertools.product((1.0, -1.0), repeat=len(entries)):
-        for entry, sign in zip(entries, signs, strict=True):
-            entry.abs_().mul_(sign)
-        total += logit_gradient(net, x)[0] ** 2
-    return total / 2 ** len(entries)
+    return {f"{name}.weight": layer for name, layer in net.named_modules() if layer in layers}
+
+
+def all_gradients(net, x):
+    """Gradients of f_0 for all signs of all weights, whose sizes sqrt(2 / in-degree) stay: [2^weights, *image]."""
+    layers = named_weights(net)
+    counts = [layer.weight.numel() for layer in layers.values()]
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=sum(counts))), dtype=torch.float64)
+    weights = {
+        name: math.sqrt(2 / initialise.in_degree(layer)) * part.view(-1, *layer.weight.shape)
+        for (name, layer), part in zip(layers.items(), signs.split(counts, dim=1), strict=True)
+    }
+    return gradients_for(net, weights, x)
+
+
+def all_signs(net, x):
+    """Mean of the squared gradient over all signs."""
+    return all_gradients(net, x).square().mean(0)
 
 
 def net_of(*layers, shape):
@@ -60,6 +77,18 @@ def test_real_gates_of_shared_weights_over_all_signs(padding):
     torch.testing.assert_close(all_signs(net, x), theory.path_second_moment(net), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("padding", ["reflect", "circular"])
+def test_entries_are_uncorrelated_over_all_signs(padding):
+    """Two pixels of one gradient, with real gates and shared weights: the mean of their product is 0."""
+    kernel = {"kernel_size": (1, 3), "padding": (0, 1), "padding_mode": padding, "bias": False}
+    first, second = nn.Conv2d(1, 1, **kernel), nn.Conv2d(1, 1, stride=(1, 2), **kernel)
+    net = net_of(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False), shape=(1, 1, 6))
+    g = all_gradients(net, images(1, 1, 1, 6, seed=2)).flatten(1)
+    moments = g.T @ g / len(g)
+    torch.testing.assert_close(moments, moments.diag().diag(), rtol=0, atol=1e-14)
+    assert moments.diag().min() > 0
+
+
 def test_real_maxima_are_not_the_independent_gates_of_the_count():
     """The docstring's caveat: a maximum prefers open gates, and the count is then a lower value."""
     x = torch.tensor([[[[0.9, 0.2, 0.3, 0.8]]]], dtype=torch.float64)
@@ -86,10 +115,15 @@ NETS = {
 
 
 def sample(name, shape, options, n, init="he"):
-    """Gradients of the one logit of n networks of width 8 at one x, [n, *shape]."""
-    x = images(1, *shape, seed=4)
-    nets = (models.build(name, shape, 1, init=init, seed=seed, width=8, **options) for seed in range(n))
-    return torch.stack([logit_gradient(net.double(), x)[0] for net in nets])
+    """Gradients of the one logit of n networks of width 8 at one x, [n, *shape], weights drawn by the layers' laws."""
+    net = models.build(name, shape, 1, init=init, width=8, **options).double()
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: math.sqrt(layer.weight_law.variance)
+        * torch.randn(n, *layer.weight.shape, generator=generator, dtype=torch.float64)
+        for key, layer in named_weights(net).items()
+    }
+    return gradients_for(net, weights, images(1, *shape, seed=4))
 
 
 @pytest.mark.parametrize("which", NETS)

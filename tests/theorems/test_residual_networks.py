@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 import torchvision
+from helpers.monte_carlo import generator, normal, z_score
 from torch import nn
 
-from advdim import measure, models, theory
+from advdim import analysis, measure, models, theory
 from advdim.models import initialise
 
 
@@ -62,10 +63,6 @@ def squares(nets, x):
     return torch.stack([measure.input_gradients(n, x, y, loss=measure.logit).square().sum() for n in nets])
 
 
-def z_score(sample, expected):
-    return abs(float((sample.mean() - expected) / (sample.std() / math.sqrt(len(sample)))))
-
-
 @pytest.mark.parametrize(("kind", "factor"), [("pre", lambda a: 1 + a**2), ("post", lambda a: 0.5 + a**2)])
 @pytest.mark.parametrize(("scale", "blocks"), [(1.0, 1), (0.5, 3), (2.0, 2)])
 def test_the_closed_form(kind, factor, scale, blocks):
@@ -74,13 +71,50 @@ def test_the_closed_form(kind, factor, scale, blocks):
         torch.testing.assert_close(v, torch.full_like(v, factor(scale) ** blocks / 9), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("padding", ["circular", "reflect"])
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_the_closed_form_of_convolutional_blocks(kind, padding):
+    def conv(i):
+        return nn.Conv2d(i, 4, 3, padding=1, padding_mode=padding, bias=False)
+
+    layers = [conv(1)] if kind == "pre" else [conv(1), nn.ReLU()]
+    for _ in range(2):
+        branch = conv(4), nn.ReLU(), conv(4)
+        layers += (
+            [models.Residual(nn.ReLU(), *branch, scale=0.7)]
+            if kind == "pre"
+            else [models.Residual(*branch, scale=0.7), nn.ReLU()]
+        )
+    layers += [nn.ReLU()] if kind == "pre" else []
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 36, 1, bias=False)).double()
+    initialise.he_unit_(net, generator())
+    level = (1 if kind == "pre" else 0.5) + 0.7**2
+    assert float(theory.path_second_moment(net, (1, 6, 6)).sum()) == pytest.approx(level**2, rel=1e-12)
+
+
+def coin_squares(kind, scale, blocks, width, draws, d=9):
+    """Squared gradient norms of networks with coins for gates, tau = 1, in plain tensors: [draws]."""
+    source = generator(2)
+
+    def coins(h):
+        return h * torch.randint(0, 2, h.shape[:2], generator=source)[..., None]
+
+    def layer(n, m, c=2):
+        return normal(draws, n, m, variance=c / m, seed=source)
+
+    J = layer(width, d)
+    J = coins(J) if kind == "post" else J
+    for _ in range(blocks):
+        inner = layer(width, width) @ (coins(J) if kind == "pre" else J)
+        J = J + scale * layer(width, width) @ coins(inner)
+        J = coins(J) if kind == "post" else J
+    return (layer(1, width, 1) @ (coins(J) if kind == "pre" else J)).square().sum((1, 2))
+
+
 @pytest.mark.parametrize("kind", ["pre", "post"])
 def test_coins_meet_the_closed_form_at_any_width(kind):
-    x = torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(1)).double()
-    generator = torch.Generator().manual_seed(2)
-    nets = [with_coins(residual(kind, 0.7, 2, width=3, seed=seed), generator) for seed in range(800)]
     expected = float(theory.path_second_moment(residual(kind, 0.7, 2, width=3), (1, 3, 3)).sum())
-    assert z_score(squares(nets, x), expected) < 4
+    assert z_score(coin_squares(kind, 0.7, 2, 3, 20_000), expected) < 4
 
 
 @pytest.mark.parametrize("kind", ["pre", "post"])
@@ -113,27 +147,28 @@ def test_convolutional_blocks_with_a_strided_shortcut():
     v = theory.path_second_moment(net(0), (1, 8, 8))
     assert float(v.sum()) == pytest.approx(1.25 * (2 + 1), rel=1e-12)
     x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
-    generator = torch.Generator().manual_seed(3)
-    nets = [with_coins(net(seed), generator) for seed in range(200)]
+    source = generator(3)
+    nets = [with_coins(net(seed), source) for seed in range(200)]
     assert z_score(squares(nets, x), float(v.sum())) < 4
 
 
 def test_torchvisions_resnet():
-    """The walk with the images' gates, in eval mode with calibrated batch-norm, against measured gradients."""
+    """The walk with the images' gates, eval mode, calibrated batch-norm: the level is right within 15 per cent."""
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    y = torch.zeros(8, dtype=torch.long)
-    measured, walk = [], []
-    for seed in range(6):
+    few, y = x[:2], torch.zeros(2, dtype=torch.long)
+    ratios, coins = [], []
+    for seed in range(8):
         torch.manual_seed(seed)
-        net = torchvision.models.resnet18(num_classes=10)
+        net = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
         models.calibrate_batch_norm(net, x)
         net.eval()
-        walk.append(theory.path_second_moment(net, x=x).sum())
-        measured.append(measure.gradient_norms(net, x, y, q=(2,), loss=measure.logit)[2].double().square().mean())
+        square = measure.gradient_norms(net, few, y, q=(2,), loss=measure.logit)[2].double().square().mean()
+        ratios.append(math.log(float(square / theory.path_second_moment(net, x=few).sum())))
+        coins.append(math.log(float(square / theory.path_second_moment(net, (3, 32, 32)).sum())))
         assert not net.training
-    ratio = float(torch.stack(measured).mean() / torch.stack(walk).mean())
-    assert 0.5 < ratio < 2
-    assert float(theory.path_second_moment(net, (3, 32, 32)).sum()) > 0
+    interval = analysis.mean_interval(ratios)
+    assert -0.15 < interval.low < 0 < interval.high < 0.15
+    assert analysis.mean_interval(coins).low > 0.5  # coins miss the level: gates behind a sum are open more often
 
 
 def test_the_graph_agrees_with_the_sequence():

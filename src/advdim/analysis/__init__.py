@@ -2,6 +2,7 @@
 
 from . import figures, interactive, playgrounds
 from .power_law import Interval, PowerLaw, exponent, exponent_difference, mean_interval
+from .printed import Table, origin, table
 from .records import recorded
 from .single_curve import GeometricMeanRatio, SingleCurveFit, fit_single_curve, geometric_mean_ratio
 from .tables import Series, epochs, exponents, runs, series
@@ -12,6 +13,7 @@ __all__ = [
     "PowerLaw",
     "Series",
     "SingleCurveFit",
+    "Table",
     "epochs",
     "exponent",
     "exponent_difference",
@@ -21,8 +23,10 @@ __all__ = [
     "geometric_mean_ratio",
     "interactive",
     "mean_interval",
+    "origin",
     "playgrounds",
     "recorded",
     "runs",
     "series",
+    "table",
 ]

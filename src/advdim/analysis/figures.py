@@ -28,14 +28,25 @@ METHODS: dict[str, tuple[str, str, int]] = {
 #: :meta hide-value:
 COLOURS: dict[str, str] = {
     "law": "#4d4d4d",  # what a theorem says, dashed
-    "fully connected": "#332288",
-    "convolutional": "#117733",
-    "average": "#aa4499",
-    "maximum": "#998800",
     "attack": "#c2410c",  # as in the figures to play with
     "gradient": "#1d5fa8",
     "random": "#6b6b6b",
+    "ReLU": "#6d28d9",
+    "softplus": "#0f766e",
+    "initialisation": "#7f5539",
+    "zero padding": "#b5651d",
+    "average": "#aa4499",
+    "max-pool": "#998800",
+    "projected": "#be185d",
+    "dilated, copied": "#0e7490",
+    "dilated, interpolated": "#2b8fb4",
+    "strided": "#117733",
+    "convolutional": "#15803d",
+    "fully connected": "#332288",
 }
+
+#: Colours of the sizes of images, and of other ordered things, from small to large.
+RAMP = ("#0d0887", "#5302a3", "#8b0aa5", "#b83289", "#db5c68", "#e0702f")
 
 #: Width of the column of text, in inches of 100 pixels: a figure of this width is shown in its own size.
 COLUMN = 7.2
@@ -68,6 +79,39 @@ def style() -> None:
         return
     if get_ipython() is not None:
         set_matplotlib_formats("retina")  # type: ignore[no-untyped-call]  # matplotlib's
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """The colour of each series of a figure, by what its name speaks of, the same in all figures.
+
+    Args:
+        names: "before training" and "initialisation"; "usual" and "usual training"; names that begin with "PGD", in
+            order of strength, the stronger the darker; sizes, as "32 px"; and what stands in :data:`COLOURS`, of which
+            the first that the name holds counts.
+
+    Returns:
+        Name to colour, in the order given; what no rule knows gets the palette's colours in turn.
+    """
+    import seaborn as sns
+
+    given = list(dict.fromkeys(names))
+    palette = sns.color_palette("colorblind").as_hex()
+    pgd, spare, found = [n for n in given if n.startswith("PGD")], iter(palette * len(given)), {}
+    for name in given:
+        concept = next((c for c in COLOURS if c in name.replace("mlp", "fully connected")), None)
+        if name in pgd:
+            found[name] = str(
+                sns.dark_palette(palette[METHODS["pgd-linf"][2]], len(pgd) + 2).as_hex()[-1 - pgd.index(name)]
+            )
+        elif name.startswith("usual"):
+            found[name] = palette[METHODS["none"][2]]
+        elif name.startswith("before"):
+            found[name] = COLOURS["initialisation"]
+        elif name.endswith(" px"):
+            found[name] = RAMP[max(0, min(int(name[:-3]).bit_length() - 4, len(RAMP) - 1))]
+        else:
+            found[name] = COLOURS[concept] if concept else next(spare)
+    return found
 
 
 def size_axis(ax: Any, sides: Iterable[int], which: str = "x") -> None:
@@ -140,34 +184,34 @@ def by_method(ax: Any, table: pd.DataFrame, x: str, y: str, *, line: bool = True
 
 
 def by_size(ax: Any, table: pd.DataFrame, y: str, by: str, *, guide: bool = True) -> None:
-    """Draw what training runs measured against the square root of the input dimension, on logarithmic axes.
+    """Draw what training runs measured against the side of the image, on logarithmic axes; colours by :func:`colours`.
 
     Args:
         ax: the axes to draw on.
-        table: one row per run, with a column ``d``, as :func:`advdim.analysis.runs` gives it; if there is a column
-            ``size``, the axis is labelled by it, in pixels.
+        table: one row per run, with columns ``d`` and ``size``, as :func:`advdim.analysis.runs` gives it; without
+            ``size``, the axis is the square root of ``d``.
         y: the column on the vertical axis: its mean over runs, and a bar over their range.
         by: the column that tells the lines apart, in the order of first appearance.
         guide: whether to draw a dashed line of slope 1, the square-root law, from each line's first mean.
     """
     import numpy as np
-    import seaborn as sns
 
-    palette = sns.color_palette("colorblind")
-    for place, (name, own) in enumerate(table.groupby(by, sort=False)):
-        found = own.groupby("d")[y].agg(["mean", "min", "max"])
-        side, means = np.sqrt(found.index), found["mean"]
+    pixels = "size" in table
+    groups = [(str(name), own) for name, own in table.groupby(by, sort=False)]
+    looks = colours(name for name, _ in groups)
+    for place, (name, own) in enumerate(groups):
+        found = own.groupby("size" if pixels else "d")[y].agg(["mean", "min", "max"])
+        side, means = np.asarray(found.index if pixels else np.sqrt(found.index)), found["mean"]
         if guide:  # one entry in the legend for all
-            law = means.iloc[0] * side / side[0]
-            colour, label = ("k", r"$\propto \sqrt{d}$") if place == 0 else (palette[place], "_")
-            ax.plot(side, law, "--", color=colour, linewidth=1, label=label, zorder=1)
+            label = r"$\propto \sqrt{d}$" if place == 0 else "_"
+            colour = COLOURS["law"] if place == 0 else looks[name]
+            ax.plot(side, means.iloc[0] * side / side[0], "--", color=colour, linewidth=1, label=label, zorder=1)
         bars = np.stack([means - found["min"], found["max"] - means])
-        look = {"color": palette[place], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
-        ax.errorbar(side, means, bars, label=str(name), linewidth=1.5, **look)
-    log_axes(ax)
-    pixels = table.groupby("d")["size"].first() if "size" in table else np.sqrt(table.groupby("d")["d"].first())
-    ax.set_xticks(np.sqrt(pixels.index), [f"{side:.0f}" for side in pixels])
-    ax.set(xlabel="image size (px)" if "size" in table else r"$\sqrt{d}$", ylabel=y)
+        look = {"color": looks[name], "marker": "os^Dv"[place % 5], "markersize": 6, "capsize": 3}
+        ax.errorbar(side, means, bars, label=name, linewidth=1.5, **look)
+    log_axes(ax, "y")
+    size_axis(ax, table["size"] if pixels else np.sqrt(table["d"]))
+    ax.set(xlabel="image size (px)" if pixels else r"$\sqrt{d}$", ylabel=y)
 
 
 def log_axes(ax: Any, which: str = "xy") -> None:

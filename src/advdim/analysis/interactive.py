@@ -50,7 +50,7 @@ def _file(name: str) -> str:
     return resources.files(__package__).joinpath("javascript", name).read_text(encoding="utf-8").strip()
 
 
-def figure(script: str, data: Any, still: str, *, label: str, ident: str) -> Html:
+def figure(script: str, data: Any, still: str, *, label: str, ident: str, caption: str = "") -> Html:
     """A figure that a script draws, with a still picture for where none runs.
 
     Args:
@@ -60,6 +60,7 @@ def figure(script: str, data: Any, still: str, *, label: str, ident: str) -> Htm
         still: HTML of the still picture, usually inline SVG in the colour ``currentColor``.
         label: what the figure shows, in words, for those who do not see it.
         ident: the id of its element; a page may hold one figure of each.
+        caption: words below the figure: what to do with it and what there is to see.
 
     Returns:
         an object that notebooks display.
@@ -78,6 +79,7 @@ def figure(script: str, data: Any, still: str, *, label: str, ident: str) -> Htm
             f'<div class="static" role="img" aria-label="{text}">{still}</div>',
             f'<script type="application/json">{packed}</script>',
             f"<script>(() => {{\n{_file('kit.js')}\n{_file(script + '.js')}\n{start}\n}})();</script>",
+            *([f'<p class="caption">{html.escape(caption)}</p>'] if caption else []),
             "</div>",
         ]
     )

@@ -1,16 +1,20 @@
-"""The book's figures to play with: the dual norm, the paths of a small network, the recorded exponents."""
+"""The book's figures to play with: dual norms, paths of a small network, kinks, recorded exponents and trainings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .figures import METHODS
 from .interactive import Html, figure
 from .tables import Series
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Weights of the network 4-3-3-1, [to][from] per layer, and its image: chosen so that each layer has a shut gate.
 WEIGHTS = (
@@ -62,7 +66,14 @@ def paths() -> Html:
         "dashed."
     )
     still = SVG.format(720, 300, "".join(drawn))
-    return figure("paths", {"weights": WEIGHTS, "image": IMAGE}, still, label=label, ident="fig-play-paths")
+    caption = (
+        "To play with: a network of four pixels, three and three neurons and one output. Choose a pixel: its paths "
+        "light up, blue for positive weights and orange for negative ones, unless a gate on them is shut (0, dashed); "
+        "the products of the open ones sum to the gradient. Or release walkers from the output of a network of three "
+        "layers and see where they arrive."
+    )
+    data = {"weights": WEIGHTS, "image": IMAGE}
+    return figure("paths", data, still, label=label, ident="fig-play-paths", caption=caption)
 
 
 def dual_norm() -> Html:
@@ -97,7 +108,59 @@ def dual_norm() -> Html:
     )
     still = SVG.format(720, 260, "".join(drawn))
     data = {"angle": angle, "place": 0.5, "g": many}
-    return figure("dual_norm", data, still, label=label, ident="fig-play-dual-norm")
+    caption = (
+        "To play with: turn the gradient and slide p. Left: the ball, the gradient (blue) and the worst perturbation "
+        "(orange), which touches the highest level that the ball reaches. Right: the same for a gradient of 64 "
+        "coordinates: p = 1 spends all on the largest, p = \u221e the same on each."
+    )
+    return figure("dual_norm", data, still, label=label, ident="fig-play-dual-norm", caption=caption)
+
+
+def kinks(sizes: Iterable[float], damage: dict[str, Iterable[float]], slope: dict[str, float], at: Any) -> Html:
+    """The loss along an attack for a network with kinks and for a smooth one, and the error of the first order.
+
+    Args:
+        sizes: of the attack, increasing.
+        damage: name of a network to the rise of its loss at each size; first the network with kinks.
+        slope: name to what a unit of size raises its loss by, to first order.
+        at: sizes at which the first network crosses a kink.
+
+    Returns:
+        an object that notebooks display, with a still picture of the two curves inside.
+    """
+    grid, networks, drawn = list(sizes), {}, []
+    top = max(slope[name] * grid[-1] for name in damage)
+    for name, colour in zip(damage, ("var(--hot)", "var(--cool)"), strict=True):
+        rise = list(damage[name])
+        rest = [d - slope[name] * e for d, e in zip(rise, grid, strict=True)]
+        networks[name] = {"damage": rise, "slope": slope[name], "rest": rest}
+        points = " ".join(
+            f"{60 + 600 * e / grid[-1]:.1f},{270 - 240 * d / top:.1f}" for e, d in zip(grid, rise, strict=True)
+        )
+        drawn.append(f'<polyline points="60,270 {points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn.append(
+            f'<line x1="60" y1="270" x2="660" y2="{270 - 240 * slope[name] * grid[-1] / top:.1f}" stroke="{colour}" '
+            f'stroke-dasharray="5 4"/><text x="80" y="{50 + 18 * len(networks)}" style="fill:{colour}">{name}</text>'
+        )
+    crossed = sorted(float(place) for place in at)
+    drawn += [
+        f'<line x1="{60 + 600 * k / grid[-1]:.1f}" x2="{60 + 600 * k / grid[-1]:.1f}" y1="270" y2="278" '
+        'stroke="var(--hot)"/>'
+        for k in crossed
+    ]
+    words = '<text x="0" y="14">rise of the loss; dashed: first order</text><text x="660" y="296" text-anchor="end">'
+    label = (
+        "The loss along an attack for a network with kinks and a smooth one: both start along their tangents; the "
+        "first bends at each kink, the other evenly."
+    )
+    caption = (
+        "To play with: one image and its l\u221e attack. Left, the rise of the loss up to the size chosen: near 0 both "
+        "networks follow their first order (dashed), and the ticks mark where a gate of the ReLU network turns. Right, "
+        "the error of the first order at all sizes."
+    )
+    still = SVG.format(720, 300, "".join(drawn) + words + f"size of the attack, to {grid[-1]:g}; ticks: kinks</text>")
+    data = {"sizes": grid, "networks": networks, "kinks": crossed}
+    return figure("kinks", data, still, label=label, ident="fig-play-kinks", caption=caption)
 
 
 def exponents(records: dict[str, Iterable[Series]]) -> Html:
@@ -138,7 +201,12 @@ def exponents(records: dict[str, Iterable[Series]]) -> Html:
     words = '<text x="0" y="12">measured exponent in d</text><text x="60" y="325">predicted by path counting</text>'
     label = "Exponents of the gradient's l_1 norm in the input dimension, measured against predicted, a dot a network."
     still = SVG.format(720, 330, axes + ends + "".join(dots) + words)
-    return figure("exponents", {"sets": sets}, still, label=label, ident="fig-play-exponents")
+    caption = (
+        "To play with: every dot is a network of the record; on the dashed line, what is measured is what path "
+        "counting predicts. Choose the images, mark a kind of network, or fit over fewer sizes; a dot's name and "
+        "exponents stand below when it is chosen."
+    )
+    return figure("exponents", {"sets": sets}, still, label=label, ident="fig-play-exponents", caption=caption)
 
 
 def _recorded(s: Series) -> dict[str, Any]:
@@ -151,3 +219,58 @@ def _recorded(s: Series) -> dict[str, Any]:
         "l1": s.metrics["l1"].mean(axis=1).tolist(),
         "walk": s.metrics["walk_l1"].mean(axis=1).tolist(),
     }
+
+
+#: What the axes of :func:`collapse` can show, by the column of the table.
+MEASURED = {
+    "l1": "gradient norm E\u2016g\u2016\u2081",
+    "pgd-linf_vulnerability": "vulnerability to PGD",
+    "pgd-linf_damage": "damage of PGD",
+    "l2": "gradient norm E\u2016g\u2016\u2082",
+    "deepfool-linf_vulnerability": "vulnerability to DeepFool",
+    "accuracy": "accuracy",
+}
+SHAPES = {"o": "circle", "s": "square", "^": "up", "v": "down", "D": "diamond", "P": "plus", "*": "star"}
+
+
+def collapse(runs: pd.DataFrame) -> Html:
+    """Trained networks over two of their measurements, chosen by the reader.
+
+    Args:
+        runs: one row per training run, as :func:`advdim.analysis.runs` gives it, with the columns of
+            :data:`MEASURED`.
+
+    Returns:
+        an object that notebooks display, with a still plot of vulnerability over gradient norm inside.
+    """
+    import seaborn as sns
+
+    palette, methods, dots = sns.color_palette("colorblind").as_hex(), [], []
+    logs = np.log(runs.loc[runs["pgd-linf_vulnerability"] > 0, ["l1", "pgd-linf_vulnerability"]])
+    low, high = logs.min().to_numpy(), logs.max().to_numpy()
+    for method, (label, marker, place) in METHODS.items():
+        own = runs[runs["method"] == method]
+        if own.empty:
+            continue
+        name = (
+            label.replace(r"$\ell_1$", "l\u2081").replace(r"$\ell_2$", "l\u2082").replace(r"$\ell_\infty$", "l\u221e")
+        )
+        points = own[["strength", "seed", *MEASURED]].to_numpy().tolist()
+        methods.append({"name": name, "shape": SHAPES[marker], "colour": palette[place], "points": points})
+        for _, _, l1, vulnerability, *_ in points:
+            if vulnerability > 0:
+                x, y = (np.log([l1, vulnerability]) - low) / (high - low)
+                dots.append(f'<circle cx="{80 + 610 * x:.1f}" cy="{320 - 290 * y:.1f}" r="5" fill="{palette[place]}"/>')
+    words = f'<text x="0" y="14">{MEASURED["pgd-linf_vulnerability"]}, logarithmic</text>'
+    words += f'<text x="690" y="372" text-anchor="end">{MEASURED["l1"]}, logarithmic</text>'
+    label = (
+        "Trained networks, a dot each, in the colours of their methods: vulnerability rises with the gradient's norm."
+    )
+    caption = (
+        "To play with: every mark is a trained network of the record. Choose what the axes show and which methods are "
+        "drawn, and step through the networks: damage lies on one curve over the gradient's norm, vulnerability in a "
+        "band about one, accuracy rises with both."
+    )
+    still = SVG.format(720, 380, "".join(dots) + words)
+    data = {"axes": list(MEASURED.values()), "methods": methods}
+    return figure("collapse", data, still, label=label, ident="fig-play-collapse", caption=caption)

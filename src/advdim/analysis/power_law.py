@@ -128,7 +128,7 @@ def exponent(d: ArrayLike, values: ArrayLike, *, confidence: float = 0.95, paire
         seeds=table.shape[1],
         paired=paired,
         confidence=confidence,
-        slopes=_terms(centred / (centred**2).sum(), logs, paired),
+        slopes=tuple(map(tuple, _terms(centred / (centred**2).sum(), logs, paired).tolist())),
     )
 
 
@@ -150,7 +150,7 @@ def exponent_difference(first: PowerLaw, second: PowerLaw, *, paired: bool = Tru
     if first.confidence != second.confidence:
         raise ValueError(f"the levels of confidence differ: {first.confidence} and {second.confidence}")
     if not paired:
-        return _welch([*first.slopes], [*second.slopes], first.confidence)
+        return _welch(np.array(first.slopes), np.array(second.slopes), first.confidence)
     if not (first.paired and second.paired) or first.seeds != second.seeds:
         raise ValueError(f"seeds in common are needed, got {first.seeds} and {second.seeds}; or say paired=False")
     return mean_interval(np.subtract(first.slopes[0], second.slopes[0]), first.confidence)
@@ -170,7 +170,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     if row.ndim != 1 or len(row) < 1 or not np.isfinite(row).all():
         raise ValueError(f"expected a list of finite values, got {row.tolist()}")
     _check_level(confidence)
-    return _welch([tuple(row.tolist())], [], confidence)
+    return _welch(row[None], None, confidence)
 
 
 def _checked(d: ArrayLike, values: ArrayLike, confidence: float) -> tuple[Array, Array]:
@@ -196,33 +196,34 @@ def _check_level(confidence: float) -> None:
         raise ValueError(f"the level of confidence lies between 0 and 1, got {confidence}")
 
 
-def _terms(weights: Array, logs: Array, paired: bool) -> tuple[tuple[float, ...], ...]:
-    """Samples whose means add up to the weighted sum of the rows' means: one of all rows, or one per row."""
-    rows = weights[:, None] * logs
-    return tuple(tuple(row.tolist()) for row in (rows.sum(axis=0)[None] if paired else rows))
+def _terms(weights: Array, logs: Array, paired: bool) -> Array:
+    """Samples [k, seeds] whose means add up to the weighted sum of the rows: one of all rows, or one per row."""
+    rows: Array = weights[:, None] * logs
+    return rows.sum(axis=0)[None] if paired else rows
 
 
 def _contrast(weights: Array, logs: Array, confidence: float, paired: bool) -> Interval:
-    return _welch(list(_terms(weights, logs, paired)), [], confidence)
+    return _welch(_terms(weights, logs, paired), None, confidence)
 
 
-def _welch(plus: list[tuple[float, ...]], minus: list[tuple[float, ...]], confidence: float) -> Interval:
+def _welch(plus: Array, minus: Array | None, confidence: float) -> Interval:
     """The sum of some samples' means less that of others: Student's interval of one, Welch's of several."""
-    mean = float(sum(np.mean(row) for row in plus) - sum(np.mean(row) for row in minus))
-    samples = [np.asarray(row) for row in plus + minus]
-    if min(len(row) for row in samples) < 2:
+    sides = [plus] if minus is None else [plus, minus]
+    mean = float(plus.mean(axis=1).sum() - (0 if minus is None else minus.mean(axis=1).sum()))
+    if min(side.shape[1] for side in sides) < 2:
         return Interval(mean, math.nan, math.nan, confidence)
-    parts = [(float(row.var(ddof=1)) / len(row) if np.ptp(row) else 0.0, len(row) - 1) for row in samples]
-    variance = sum(part for part, _ in parts)
+    parts = [np.where(np.ptp(side, axis=1) > 0, side.var(axis=1, ddof=1) / side.shape[1], 0.0) for side in sides]
+    variance = float(sum(part.sum() for part in parts))
     if variance == 0:  # no spread: the interval is the point
         return Interval(mean, mean, mean, confidence)
-    half = _quantile(variance**2 / sum(part**2 / f for part, f in parts), confidence) * math.sqrt(variance)
+    spread = sum(float((part**2).sum()) / (side.shape[1] - 1) for part, side in zip(parts, sides, strict=True))
+    half = _quantile(variance**2 / spread, confidence) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, confidence)
 
 
 @lru_cache(maxsize=100)
 def _quantile(freedom: float, confidence: float) -> float:
     """Student's, of a two-sided interval."""
-    from scipy import stats  # here, so that importing advdim stays quick
+    from scipy import special  # here, so that importing advdim stays quick
 
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))

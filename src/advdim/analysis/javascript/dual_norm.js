@@ -55,7 +55,7 @@ const figure = (root, live, data) => {
     const at = Math.atan2(box.top + box.height / 2 - event.clientY, event.clientX - box.left - box.width / 2);
     angle.set(Math.round(at * 60 / Math.PI) * 3);
   };
-  plane.style.touchAction = "none";
+  plane.style.touchAction = "pan-y";
   plane.style.cursor = "crosshair";
   plane.addEventListener("pointerdown", (event) => { plane.setPointerCapture(event.pointerId); drag(event); });
   plane.addEventListener("pointermove", drag);

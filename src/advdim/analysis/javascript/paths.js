@@ -17,7 +17,7 @@ const figure = (root, live, data) => {
   const gradient = x.map((_, i) => paths(i).filter((p) => p.open).reduce((sum, p) => sum + p.product, 0));
 
   const now = { pixel: 0, mode: "paths", wiring: "full", arrivals: [], walkers: 0, lost: 0 };
-  const drawing = svg("svg", { viewBox: "0 0 720 300", role: "group", "aria-label": "network of 4 pixels, 3 and 3 neurons and 1 output" });
+  const drawing = svg("svg", { class: "wide", viewBox: "0 0 720 300", role: "group", "aria-label": "network of 4 pixels, 3 and 3 neurons and 1 output" });
   const note = el("p", { class: "note", "aria-live": "polite" });
   const table = el("div");
   const sign = (v) => (v < 0 ? "\u2212" : "+") + Math.abs(v).toFixed(2);
