@@ -207,3 +207,12 @@ def test_slopes_between_sizes_that_are_not_equally_far_apart():
     fit = analysis.exponent(d, rng.lognormal(size=(4, 5)))
     assert fit.local == pytest.approx(np.diff(np.log(fit.means)) / np.diff(np.log(d)))
     assert fit.bend.mean == pytest.approx(fit.local[-1] - fit.local[0])
+
+
+def test_a_paired_difference_needs_two_fits_that_are_paired():
+    values = np.random.default_rng(3).lognormal(size=(3, 4))
+    fits = [analysis.exponent([1, 2, 4], values, paired=paired) for paired in (True, False)]
+    for first, second in (fits, fits[::-1]):
+        with pytest.raises(ValueError, match="paired=False"):
+            analysis.exponent_difference(first, second)
+    assert analysis.exponent_difference(fits[0], fits[0]).mean == 0

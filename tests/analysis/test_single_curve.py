@@ -60,6 +60,7 @@ def test_resamples_are_of_the_points_of_each_group_by_itself():
     assert found.low == pytest.approx(found.factor, rel=1e-12)
     assert found.high == pytest.approx(found.factor, rel=1e-12)
     assert found.factor > 1.1
+    assert str(found) == f"R2 = {found.r2:.2f}, within a factor {found.factor:.2f} [{found.low:.2f}, {found.high:.2f}]"
     y = X * np.exp(rng.normal(0, 0.3, 60))
     wide, narrow = (fit_single_curve(X, y, GROUPS, resamples=40, confidence=c) for c in (0.95, 0.2))
     assert wide.low < narrow.low < narrow.high < wide.high

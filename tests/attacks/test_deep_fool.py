@@ -144,3 +144,13 @@ def test_a_slope_of_one_is_a_slope_and_two_equal_classes_are_no_way_out():
     for p in NORMS:
         attacked = attacks.deepfool(net, x, torch.tensor([0, 0]), p=p, overshoot=0, steps=1)
         torch.testing.assert_close(attacked, torch.full_like(x, 0.5), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("offset", "across"), [(0.0, True), (1e6, False)])
+def test_a_lead_counts_from_the_logits_own_rounding_on(offset, across):
+    """A lead of 1e-9 is far above the rounding of 0.5 in float64, and not above that of 1e6."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).double()
+    net[1].weight.data = torch.tensor([[1.0], [0]]).double()
+    net[1].bias.data = torch.tensor([0, 0.5]).double() + offset
+    x = torch.full((1, 1, 1, 1), 0.5 - 1e-9, dtype=torch.float64)
+    assert torch.equal(attacks.deepfool(net, x, torch.tensor([0])), x) == across

@@ -72,10 +72,11 @@ def calibrated():
     return net
 
 
-def sparse():
-    """A strided 1x1 convolution that sees one pixel in 16."""
+def sparse(stride):
+    """A strided 1x1 convolution that sees one pixel in 16, or in 4, which leaves half of the l_1 norm."""
+    readout = nn.Linear(8 * (8 // stride) ** 2, 10)
     net = models.Net(
-        nn.Conv2d(1, 8, 1, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10), image_shape=(1, 8, 8), classes=10
+        nn.Conv2d(1, 8, 1, stride=stride), nn.ReLU(), nn.Flatten(), readout, image_shape=(1, 8, 8), classes=10
     )
     initialise.he_(net, torch.Generator().manual_seed(0))
     return net
@@ -119,7 +120,8 @@ FAILING = [
     (lambda: conv(batch_norm=True), ""),  # fresh statistics in eval mode are the identity
     (calibrated, "H3 H4"),
     (lambda: conv(batch_norm=True).train(), "H1 H3 H4"),
-    (sparse, "S"),
+    (lambda: sparse(4), "S"),
+    (lambda: sparse(2), "S"),
 ]
 
 
@@ -157,6 +159,7 @@ def test_symmetry_says_how_much_of_the_l_1_norm_is_missing():
     v = theory.path_second_moment(net).numpy()
     lost = 1 - np.sqrt(v).sum() / math.sqrt(v.size * v.sum())
     assert f"{100 * lost:.1f}%" in theory.check_assumptions(net)["S"].why
+    assert f"by up to a factor {v.max() / v.min():.3g}," in theory.check_assumptions(net)["S"].why
 
 
 # Refusals
@@ -198,11 +201,10 @@ def test_nesting_identities_and_sleeping_dropout_change_no_judgement():
 def test_an_average_over_all_places_is_one_over_a_window():
     torch.manual_seed(0)
     first, last = nn.Conv2d(1, 4, 3, padding=1, padding_mode="circular"), nn.Linear(4, 10)
-    nets = [
-        nn.Sequential(first, nn.ReLU(), pool, nn.Flatten(), last) for pool in (nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(8))
-    ]
-    adaptive, windows = (theory.check_assumptions(net, (1, 8, 8)) for net in nets)
-    assert str(adaptive) == str(windows)
+    pools = (nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)), nn.AvgPool2d(8))
+    nets = [nn.Sequential(first, nn.ReLU(), pool, nn.Flatten(), last) for pool in pools]
+    adaptive, pair, windows = (theory.check_assumptions(net, (1, 8, 8)) for net in nets)
+    assert str(adaptive) == str(pair) == str(windows)
     assert adaptive["H5"].status == "fails"
 
 
@@ -264,6 +266,23 @@ def test_a_network_that_cannot_be_traced_is_said_to_be_so():
     assert "could not be traced" in theory.check_assumptions(Decides())["H2"].why
 
 
+def test_batch_norm_in_branches_counts_where_it_does_something():
+    net = Residual().eval()
+    net.norm = nn.BatchNorm2d(1).eval()
+    assert theory.check_assumptions(net)["H4"].status == "unknown"
+    net.norm.running_mean += 0.5
+    net.norm.running_var *= 2
+    assert theory.check_assumptions(net)["H4"].status == "fails"
+
+
+def test_a_line_of_unknown_operations_is_said_to_be_one():
+    class Line(Residual):
+        def forward(self, x):
+            return self.last(self.inside(x).sigmoid().flatten(1))
+
+    assert "traced to a line of operations" in theory.check_assumptions(Line())["H2"].why
+
+
 def test_gelu_is_no_relu():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 10))
     assert theory.check_assumptions(net, (1, 8, 8))["H1"].status == "fails"
@@ -309,6 +328,15 @@ def test_the_ratio_of_variances_is_printed(init, ratio, layers):
     assert said[2] == layers
 
 
+@pytest.mark.parametrize(("factors", "expected"), [([2, 2, 2], [4]), ([0.5, 2, 2], [0.25, 4])])
+def test_ratios_that_differ_are_printed_as_a_range(factors, expected):
+    net = models.build("mlp", (1, 16, 16), 40, init="he", width=200)
+    for layer, factor in zip(initialise.weight_layers(net), factors, strict=True):
+        layer.weight.data *= factor
+    said = re.search(r"the variance is (\S+)(?: to (\S+))? times", theory.check_assumptions(net)["H3"].why)
+    assert [float(number) for number in said.groups() if number] == pytest.approx(expected, rel=0.1)
+
+
 def pooled(kind, **options):
     trunk = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), kind(2, **options), nn.Flatten())
     return nn.Sequential(*trunk, nn.Linear(trunk(torch.zeros(1, 1, 8, 8)).shape[1], 2))
@@ -324,7 +352,9 @@ def test_windows_over_the_border_are_taken_for_maxima_and_refused_for_averages()
     # Of 36 maps' entries, 4 have a window of their own, 16 share one with another, 16 with three: each window gives
     # what its place gets to one of them, chosen with equal chances, and the readout has 16 places of 2 channels.
     assert float(theory.path_second_moment(net, (1, 8, 8)).sum()) == pytest.approx(2, rel=1e-9)
-    for over in ({"padding": 1}, {"padding": (1, 0)}, {"ceil_mode": True}):
+    for over in (1, (1, 0), (0, 1)):
+        assert theory.path_second_moment(pooled(nn.MaxPool2d, padding=over), (1, 8, 8)).sum() > 0
+    for over in ({"padding": 1}, {"padding": (1, 0)}, {"padding": (0, 1)}, {"ceil_mode": True}):
         with pytest.raises(TypeError):
             theory.path_second_moment(pooled(nn.AvgPool2d, **over), (1, 8, 8))
     with pytest.raises(TypeError, match="ceiled windows need images"):

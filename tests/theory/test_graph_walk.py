@@ -107,3 +107,30 @@ def test_sums_of_what_comes_from_one_value_are_refused_however_they_are_written(
 def test_what_has_no_path_sum_is_refused(between, message):
     with pytest.raises(TypeError, match=message):
         moments(between, 256)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (0, 1)}, {"ceil_mode": True}])
+def test_averages_over_the_border_are_refused(options):
+    with pytest.raises(TypeError, match="windows over the border are not known"):
+        moments(lambda h, layer: layer(h).flatten(1), 36, nn.AvgPool2d(3, **options))
+
+
+def test_dropout_that_is_awake_is_refused_and_an_average_over_no_border_taken():
+    def layer(h, layer):
+        return layer(h.relu()).flatten(1)
+
+    expected = moments(lambda h, _: h.relu().flatten(1), 256)
+    for sleeping in (nn.Dropout(0.5).eval(), nn.Dropout(0.0), nn.AvgPool2d(1, padding=(0, 0))):
+        same(expected, layer, 256, sleeping)
+    with pytest.raises(TypeError, match="layer is a dropout in train mode"):
+        moments(layer, 256, nn.Dropout(0.5))
+
+
+def test_maxima_need_images_where_their_windows_are_dilated_or_ceiled():
+    def layer(h, layer):
+        return layer(h.relu()).flatten(1)
+
+    same(moments(layer, 64, nn.MaxPool2d(2)), layer, 64, nn.MaxPool2d((2, 2), dilation=(1, 1)))
+    for odd in ({"dilation": 2}, {"dilation": (2, 1)}, {"ceil_mode": True}):
+        with pytest.raises(TypeError, match="dilated or ceiled windows need images"):
+            moments(layer, 64, nn.MaxPool2d(2, **odd))

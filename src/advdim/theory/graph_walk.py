@@ -97,7 +97,7 @@ def _check(traced: fx.GraphModule, known: Kinds, model: nn.Module) -> None:
 
 
 def _check_sum(node: fx.Node, fixed: dict[fx.Node, set[fx.Node]]) -> None:
-    first, second = node.args[:2] if len(node.args) > 1 else (node.args[0], None)
+    first, second = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
         return  # plus a number: no path
     if fixed[first] & fixed[second]:

@@ -178,6 +178,8 @@ def _flat(x: Tensor) -> Tensor:
         raise TypeError(f"expected floating-point numbers, got {x.dtype}: convert with .float()")
     if x.ndim < 1:
         raise ValueError("expected examples along the first axis, got a tensor without axes: use x[None]")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"examples without a number have no norm, got shape {tuple(x.shape)}")
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # and not -1, which no examples leave undetermined
 
 
@@ -188,8 +190,6 @@ def _wide(flat: Tensor) -> Tensor:
 
 def _zero_if_finite(flat: Tensor) -> Tensor:
     """For each row, [N, 1]: 0, or NaN if it has a NaN or an infinity."""
-    if flat.shape[1] == 0:
-        return flat.new_zeros(len(flat), 1)
     flat = flat.detach()
     return 0 * flat.amax(dim=1, keepdim=True) + 0 * flat.amin(dim=1, keepdim=True)
 
