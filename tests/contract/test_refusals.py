@@ -299,8 +299,9 @@ ELSEWHERE = {
     "measure": {"Evaluation", "Loss", "cross_entropy", "logit", "predictions", "zero_one"},
     "attacks": set(),
     "analysis": {
-        *("GeometricMeanRatio", "Interval", "PowerLaw", "Series", "SingleCurveFit"),
-        *("epochs", "exponents", "figures", "interactive", "playgrounds", "recorded", "runs", "series"),
+        *("GeometricMeanRatio", "Interval", "PowerLaw", "Series", "SingleCurveFit", "Table"),
+        *("claims", "epochs", "exponents", "figures", "interactive", "origin", "playgrounds", "recorded", "runs"),
+        *("series", "table"),
     },
 }
 
