@@ -212,6 +212,7 @@ def test_interrupted_from_the_keyboard_it_goes_on(session, where):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     kept = where / "kept" / "cells.jsonl"
     while not (kept.exists() and len(kept.read_text().splitlines()) > 5):
