@@ -190,7 +190,7 @@ def test_odd_ones_are_measured(session, name):
 
 
 @pytest.mark.process
-def test_interrupted_from_the_keyboard_it_goes_on(session, where):
+def test_interrupted_from_the_keyboard_it_goes_on(session, where, request):
     """In a process of its own; more seeds than it can do before the signal comes."""
     command = [
         "many.py:many",
@@ -214,6 +214,7 @@ def test_interrupted_from_the_keyboard_it_goes_on(session, where):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
+    request.addfinalizer(started.kill)
     kept = where / "kept" / "cells.jsonl"
     while not (kept.exists() and len(kept.read_text().splitlines()) > 5):
         assert started.poll() is None, started.communicate()
