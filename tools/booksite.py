@@ -151,6 +151,7 @@ def _finish(app: Sphinx, error: Exception | None) -> None:
     _drop_unused(outdir / "_static")
     _tidy_pages(outdir)
     _shrink_images(outdir / "_images")
+    _shrink_images(outdir / "_static")
     _strip_notebooks(outdir / "_sources")
     if app.builder.name == "html":
         _write_previews(outdir)
