@@ -155,7 +155,7 @@ def test_a_record_names_the_options_that_make_its_numbers(photographs):
 def test_a_file_that_is_no_result_is_not_read_as_one(photographs, capsys):
     (photographs / "survey").mkdir()
     (photographs / "survey" / "dense.json").write_text("[]")
-    assert main("survey net.py:dense --data photos --images 4".split()) == 2
+    assert main(["survey", "net.py:dense", "--data", "photos", "--images", "4"]) == 2
     assert "holds no result of a survey" in capsys.readouterr().err
 
 

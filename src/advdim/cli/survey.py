@@ -23,7 +23,9 @@ def register(groups: Any) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="*", help="as for audit (default: 16 of torchvision's)")
     parser.add_argument("--data", required=True, metavar="DATA", help="a data set's name, or a folder CLASS/IMAGE")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="PX", help="of the networks that are named")
-    parser.add_argument("--seeds", type=int, default=DEFAULTS["seeds"], metavar="N", help="networks per size (default: 8)")
+    parser.add_argument(
+        "--seeds", type=int, default=DEFAULTS["seeds"], metavar="N", help="networks per size (default: 8)"
+    )
     parser.add_argument("--images", type=int, default=DEFAULTS["images"], metavar="N", help="default: 16")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best at hand)")
     parser.add_argument("--out", default="survey", metavar="DIR", help="what is done is kept there (default: survey)")
