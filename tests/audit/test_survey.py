@@ -1,6 +1,7 @@
 """The survey of many networks: the law of a readout is exact, and a record gives back what was measured."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -110,3 +111,37 @@ def test_where_nothing_is_done_nothing_is_recorded(photographs, capsys):
     assert main(["survey", "net.py:dense", "--data", "photos", "--record", "r.jsonl"]) == 2
     assert "no network is done" in capsys.readouterr().err
     assert not (photographs / "r.jsonl").exists()
+
+
+def test_what_is_kept_is_used_for_what_it_was_asked_and_never_damaged(photographs, capsys):
+    """A digit that changed, or fewer seeds than are asked for, would be another number in the record."""
+    command = ["survey", "net.py:averaging", "--data", "photos", "--sizes", "8", "16", "--images", "2"]
+    command += ["--seeds", "2", "--device", "cpu"]
+    assert main(command) == 0
+    file = photographs / "survey" / "averaging.json"
+    whole = file.read_text()
+    for other in (["--seeds", "3"], ["--images", "3"], ["--sizes", "8"], ["--data", "./photos"]):
+        assert main([*command, *other, "--record", "r.jsonl"]) == 1
+        assert re.search(rf"averaging\.json is of another survey \({other[0][2:]} .*there", capsys.readouterr().err)
+    assert main([*command[:2], "net.py:averaging", *command[2:]]) == 1  # two of one name
+    assert "two networks have one name" in capsys.readouterr().err
+    digit = whole.index('"l_1": [[') + 12
+    for damaged in (
+        whole[:digit] + str(9 - int(whole[digit])) + whole[digit + 1 :],
+        whole[:-30],
+        "[]",
+        "{}",
+        "[" * 5000,
+    ):
+        file.write_text(damaged)
+        for way in ([], ["--record", "r.jsonl"]):
+            assert main([*command, *way]) == 1
+            assert re.fullmatch(
+                r"advdim: survey/averaging\.json is damaged .*: move it away.*\n", capsys.readouterr().err
+            )
+    file.rename("elsewhere")
+    assert main([*command, "--record", "r.jsonl"]) == 2  # measures no more
+    assert main(command) == 0
+    assert json.loads(file.read_text())["points"][0]["metrics"] == json.loads(whole)["points"][0]["metrics"]
+    assert main([*command, "--record", "r.jsonl"]) == 0
+    assert read_record_file(photographs / "r.jsonl")[0]["command"].endswith("--sizes 8 16 --seeds 2 --images 2")

@@ -23,6 +23,7 @@ from PIL import Image
 
 from advdim import data
 from advdim.analysis import records
+from advdim.audit import cells, survey
 from advdim.cli import main
 from advdim.data import folders
 from advdim.experiments import grids, runner, spec, store
@@ -262,6 +263,42 @@ def test_points_and_records(tmp_path):
         (tmp_path / "bad.jsonl").write_bytes(mutated(record, rng))
         status, _, err = command(["restore", "initialisation", "--record", "bad.jsonl", "--runs", "elsewhere"])
         assert status == 0 or err.count("\n") == 1
+
+
+def test_files_of_audits_and_surveys(tmp_path, capsys):
+    rng, path, kept = random.Random(5), tmp_path / "cells.jsonl", tmp_path / "net.json"
+    written = [cells.Cell(size, 0, {"l_q": [1.5, 0.1 * size]}, {"conv": [2.0]}, counted=0.3) for size in (8, 16)]
+    store = cells.Store(tmp_path, {"network": "net", "images": 2})
+    for cell in written:
+        store.add(cell)
+    asked, points = {"network": "net", "seeds": 8}, [{"spec": {"size": 8}, "metrics": {"l_1": [1.5, 0.25]}}]
+    survey.save(kept, asked, points)
+    assert survey.load(kept, asked) == points
+    for file, content in ((path, path.read_bytes()), (kept, kept.read_bytes())):
+        for _ in range(80):
+            bad = mutated(content, rng)
+            file.write_bytes(bad)
+            with in_time(bad):
+                try:
+                    if file == kept:
+                        assert survey.load(kept, asked) == points
+                        continue
+                    found = list(cells.Store(tmp_path, {"network": "net", "images": 2}).cells.values())
+                    assert all(cell in written for cell in found)
+                    said = capsys.readouterr().err + (path.name if found == written else "")
+                except ValueError as error:
+                    said = str(error)
+                assert file.name in said or str(tmp_path) in said
+
+
+def test_an_empty_name_is_no_default(tmp_path, monkeypatch):
+    """As of a variable of the shell that is not set: the package's own record would be replaced."""
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "package" / "records.py"))
+    assert command(["run", "initialisation", "--device", "cpu"])[0] == 0
+    for arguments in (["record", "initialisation", "--out", ""], ["restore", "initialisation", "--record", ""]):
+        status, _, err = command(arguments)
+        assert (status, err.partition(" is a folder")[0]) == (1, "advdim: .")
+    assert not (tmp_path / "package").exists()
 
 
 class Evil:

@@ -79,6 +79,8 @@ def read_record_file(path: Path) -> tuple[Record, list[Record]]:
         return read_record(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is {error}") from error
+    except OSError as error:  # of reading, which does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_data(points: list[Record]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+COUNTS = {"seeds": 8, "images": 16}
 
 
 def register(groups: Any) -> None:
@@ -20,8 +21,10 @@ def register(groups: Any) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="*", help="as for audit (default: 16 of torchvision's)")
     parser.add_argument("--data", required=True, metavar="DATA", help="a data set's name, or a folder CLASS/IMAGE")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="PX", help="of the networks that are named")
-    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="networks per size (default: 8)")
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="default: 16")
+    parser.add_argument(
+        "--seeds", type=int, default=COUNTS["seeds"], metavar="N", help="networks per size (default: 8)"
+    )
+    parser.add_argument("--images", type=int, default=COUNTS["images"], metavar="N", help="default: 16")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best at hand)")
     parser.add_argument("--out", default="survey", metavar="DIR", help="what is done is kept there (default: survey)")
     parser.add_argument("--record", metavar="FILE", help="write the record of what is done, and measure no more")
@@ -32,31 +35,34 @@ def run(arguments: argparse.Namespace) -> int:
     """Audit what is not there yet; 0 done, 1 some networks were refused, 2 nothing is done, 130 interrupted."""
     from ..analysis.records import write_record
     from ..audit import Refusal, survey
-    from ..data.atomic import write_text
 
     folder = Path(arguments.out)
     chosen = survey.ARCHITECTURES
     if arguments.specs:
         sizes = None if arguments.sizes is None else tuple(arguments.sizes)
         chosen = tuple(survey.Architecture(spec, sizes, "") for spec in arguments.specs)
-    command = " ".join(["advdim survey", *arguments.specs, f"--data {arguments.data}"])
-    refused = 0
+    if len({a.name for a in chosen}) < len(chosen):
+        raise ValueError(f"two networks have one name, of which one file is kept: {sorted(a.name for a in chosen)}")
+    command = _command(arguments)
+    refused, done = 0, {}
     for architecture in chosen:
         file = folder / f"{architecture.name}.json"
-        if file.exists() or arguments.record:
-            continue
-        try:
-            points = _measure(architecture, folder / architecture.name, arguments, command)
-        except Refusal as refusal:
-            refused += 1
-            print(f"advdim: {architecture.name}:", " ".join(str(refusal).split()), file=sys.stderr)
-            continue
-        except KeyboardInterrupt:
-            print(f"advdim: interrupted; the same command goes on from {folder}", file=sys.stderr)
-            return 130
-        write_text(file, json.dumps(points) + "\n")
-    files = {a.name: folder / f"{a.name}.json" for a in chosen}
-    done = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+        asked = {"network": architecture.spec, "sizes": architecture.sizes and list(architecture.sizes)}
+        asked |= {name: getattr(arguments, name) for name in ("data", "seeds", "images")}
+        points = survey.load(file, asked)
+        if points is None and not arguments.record:
+            try:
+                points = _measure(architecture, folder / architecture.name, arguments, command)
+            except Refusal as refusal:
+                refused += 1
+                print(f"advdim: {architecture.name}:", " ".join(str(refusal).split()), file=sys.stderr)
+                continue
+            except KeyboardInterrupt:
+                print(f"advdim: interrupted; the same command goes on from {folder}", file=sys.stderr)
+                return 130
+            survey.save(file, asked, points)
+        if points is not None:
+            done[architecture.name] = points
     if not done:
         print("advdim: no network is done", file=sys.stderr)
         return 2
@@ -68,6 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
         write_record(Path(arguments.record), header, points)
     print(survey.table(survey.audits(points)))
     return 1 if refused else 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    words = ["advdim survey", *arguments.specs, f"--data {arguments.data}"]
+    words += [f"--sizes {' '.join(map(str, arguments.sizes))}"] if arguments.sizes else []
+    words += [f"--{name} {n}" for name, default in COUNTS.items() if (n := getattr(arguments, name)) != default]
+    return " ".join(words)
 
 
 def _measure(architecture: Any, folder: Path, arguments: argparse.Namespace, command: str) -> list[dict[str, Any]]:
