@@ -14,6 +14,7 @@ import resource
 import signal
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,6 +300,18 @@ def test_an_empty_name_is_no_default(tmp_path, monkeypatch):
         status, _, err = command(arguments)
         assert (status, err.partition(" is a folder")[0]) == (1, "advdim: .")
     assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "1e999"])
+def test_a_record_with_what_is_no_number_is_named(word):
+    assert command(["run", "initialisation", "--device", "cpu"])[0] == 0
+    assert command(["record", "initialisation", "--out", "r.jsonl"])[0] == 0
+    text = Path("r.jsonl").read_text(encoding="utf-8")
+    Path("bad.jsonl").write_text(text.replace("[1.0, 2.0]", f"[1.0, {word}]"), encoding="utf-8")
+    status, _, err = command(["restore", "initialisation", "--record", "bad.jsonl", "--runs", "elsewhere"])
+    assert status == 1
+    assert f"bad.jsonl is no record of an experiment: ValueError: {word} is no finite number" in err
+    assert command(["record", "initialisation", "--out", "bad.jsonl"])[0] == 1  # nor is it replaced
 
 
 class Evil:
