@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import os
 import pickle
 import random
@@ -24,8 +25,8 @@ from PIL import Image
 
 from advdim import data
 from advdim.analysis import records
-from advdim.audit import cells, survey
-from advdim.cli import main
+from advdim.audit import cells
+from advdim.cli import main, survey
 from advdim.data import folders
 from advdim.experiments import grids, runner, spec, store
 from advdim.experiments.engines import children
@@ -273,8 +274,9 @@ def test_files_of_audits_and_surveys(tmp_path, capsys):
     for cell in written:
         store.add(cell)
     asked, points = {"network": "net", "seeds": 8}, [{"spec": {"size": 8}, "metrics": {"l_1": [1.5, 0.25]}}]
-    survey.save(kept, asked, points)
-    assert survey.load(kept, asked) == points
+    content = {"asked": asked, "points": points}
+    kept.write_text(json.dumps(content | {"checksum": survey._checksum(content)}))
+    assert survey._kept(kept, asked) == points
     for file, content in ((path, path.read_bytes()), (kept, kept.read_bytes())):
         for _ in range(80):
             bad = mutated(content, rng)
@@ -282,7 +284,7 @@ def test_files_of_audits_and_surveys(tmp_path, capsys):
             with in_time(bad):
                 try:
                     if file == kept:
-                        assert survey.load(kept, asked) == points
+                        assert survey._kept(kept, asked) == points
                         continue
                     found = list(cells.Store(tmp_path, {"network": "net", "images": 2}).cells.values())
                     assert all(cell in written for cell in found)

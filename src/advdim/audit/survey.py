@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from ..analysis import PowerLaw, exponent, records
-from ..data.atomic import write_text
-from ..data.layout import require_file
 from . import verdict
 from .cells import Cell
 from .plan import FRESH
@@ -121,40 +116,6 @@ def points(architecture: Architecture, found: Audit, data: str, checksum: str, p
             {"status": "done", "spec": spec, "metrics": metrics, "data": checksum, "provenance": dict(provenance)}
         )
     return out
-
-
-def save(file: Path, asked: dict[str, Any], points: list[Any]) -> None:
-    """Keep the points of one network with what was asked for, whole or not at all, and with a checksum."""
-    content = {"asked": asked, "points": points}
-    write_text(file, json.dumps(content | {"checksum": _checksum(content)}, allow_nan=False) + "\n")
-
-
-def load(file: Path, asked: dict[str, Any]) -> list[Any] | None:
-    """The points of one network, or None if there is no file.
-
-    Raises:
-        ValueError: if the file is not what was written, or of another survey; the message names it.
-    """
-    try:
-        require_file(file)
-        found = json.loads(file.read_bytes())
-        if found.pop("checksum") != _checksum(found):
-            raise ValueError("its checksum is another")
-        theirs = found["asked"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:80]}"
-        raise ValueError(f"{file} is damaged ({reason}): move it away, and what it held is measured again") from error
-    if different := [
-        f"{name} {theirs.get(name)!r} there, {asked[name]!r} here" for name in asked if theirs.get(name) != asked[name]
-    ]:
-        raise ValueError(f"{file} is of another survey ({'; '.join(different)}): name another folder with --out")
-    return list(found["points"])
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def audits(found: Iterable[records.Record]) -> list[tuple[Architecture, Audit]]:
