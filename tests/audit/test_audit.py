@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -354,7 +354,8 @@ def test_files_hold_what_was_measured(tmp_path):
     assert header == "size,seed,image,quantity,module,value"
     norms = [float(line.split(",")[-1]) for line in lines if ",l_q,," in line]
     assert norms == [v for cell in found.cells for v in cell.values["l_q"]]
-    assert torchvision.io.decode_image(str(paths[2])).shape[0] >= 3
+    with Image.open(paths[2]) as image:
+        assert len(image.getbands()) >= 3
 
 
 def test_the_generator_of_the_caller_is_left_alone():
