@@ -33,6 +33,7 @@ $(STAMP): requirements.txt
 
 book: $(STAMP) ## build the site, every warning an error
 	$(BIN)/jupyter-book build book --all --warningiserror --nitpick --keep-going --quiet
+	@$(BIN)/python tools/sources.py
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 pdf: $(STAMP) ## print the whole book into _build/html/advdim.pdf, by Chromium

@@ -85,11 +85,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks a chapter's cells, whose kernel is a process, and leaves out what is slow, or Colab's, unless -m names it.
 
-    Not by -m in pyproject.toml, which a -m of the command line would replace.
+    Not by -m in pyproject.toml, which a -m of the command line would replace. Files that start processes come first,
+    and of these the site's: they last longest and wait most, so that the rest fills the gaps.
     """
     for item in items:
         if hasattr(item, "cell"):
             item.add_marker("process")
+    marked = {mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in ("browser", "process")}
+    items.sort(key=lambda item: [item.path not in paths for paths in marked.values()])
     left_out = {mark for mark in ("slow", "colab") if mark not in config.getoption("markexpr")}
     deselected = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
     if deselected:

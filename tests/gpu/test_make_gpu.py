@@ -58,7 +58,8 @@ def test_a_failure_is_told_tried_again_and_ends_nothing_else(tmp_path, capsys):
     assert (tmp_path / "good.done").exists()
 
 
-def test_what_cannot_resume_has_to_fit_into_a_slice(tmp_path, capsys):
+def test_what_cannot_resume_has_to_fit_into_a_slice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 0.2)
     assert gpu.work([python("long", "import time; time.sleep(60)")], tmp_path, limit=0.2) == 1
     assert "long: took more than 0 s" in capsys.readouterr().out
 
