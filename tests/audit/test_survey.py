@@ -1,6 +1,7 @@
 """The survey of many networks: the law of a readout is exact, and a record gives back what was measured."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -163,3 +164,23 @@ def test_where_nothing_is_done_nothing_is_recorded(photographs, capsys):
     assert main(["survey", "net.py:dense", "--data", "photos", "--record", "r.jsonl"]) == 2
     assert "no network is done" in capsys.readouterr().err
     assert not (photographs / "r.jsonl").exists()
+
+
+def test_a_damaged_file_is_named_and_not_used(photographs, capsys):
+    """A digit that changed would be another number in the record."""
+    line = "survey net.py:averaging --data photos --sizes 8 16 --images 2 --seeds 2 --device cpu"
+    command = line.split()
+    assert main(command) == 0
+    file = photographs / "survey" / "averaging.json"
+    whole = file.read_text()
+    digit = whole.index('"l_1": [[') + 12
+    other_digit = whole[:digit] + str(9 - int(whole[digit])) + whole[digit + 1 :]
+    capsys.readouterr()
+    for damaged in (other_digit, whole[:-30], "[]", "{}", "[" * 5000):
+        file.write_text(damaged)
+        for way in ([], ["--record", "r.jsonl"]):
+            assert main([*command, *way]) == 2
+            assert re.fullmatch(r"advdim: survey/averaging\.json holds no result .*\n", capsys.readouterr().err)
+    file.rename("elsewhere")
+    assert main(command) == 0
+    assert json.loads(file.read_text())["points"][0]["metrics"] == json.loads(whole)["points"][0]["metrics"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -65,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"advdim: interrupted; the same command goes on from {folder}", file=sys.stderr)
             return 130
         kept = {"asked": asked[architecture.name], "points": points}
-        write_text(folder / f"{architecture.name}.json", json.dumps(kept) + "\n")
+        kept["checksum"] = _checksum(kept)
+        write_text(folder / f"{architecture.name}.json", json.dumps(kept, allow_nan=False) + "\n")
         done[architecture.name] = points
     if not done:
         print("advdim: no network is done", file=sys.stderr)
@@ -113,19 +115,28 @@ def _asked(chosen: Sequence[Any], arguments: argparse.Namespace) -> dict[str, di
 def _kept(file: Path, asked: dict[str, Any]) -> list[Any] | None:
     """The points of a network that is done, as it is asked for; None if it is not done."""
     from ..audit import Refusal
+    from ..data.layout import require_file
 
-    if not file.exists():
-        return None
     cure = f"name another folder by --out, or delete {file} and {file.with_suffix('')}"
     try:
+        require_file(file)
         kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept.pop("checksum") != _checksum(kept):
+            raise ValueError("its checksum is another")
         theirs, points = kept["asked"], kept["points"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refusal(f"{file} holds no result of a survey: {cure}") from error
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:60]}"
+        raise Refusal(f"{file} holds no result of a survey ({reason}): {cure}") from error
     different = [f"{n} {_short(theirs.get(n))}, asked for {_short(v)}" for n, v in asked.items() if theirs.get(n) != v]
     if different:
         raise Refusal(f"{file} was measured with {'; '.join(different)}: {cure}")
     return list(points)
+
+
+def _checksum(kept: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:
