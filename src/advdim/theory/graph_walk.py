@@ -209,7 +209,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def graph_moment(traced: fx.GraphModule, squared: Squared, start: Tensor, x: Tensor | None) -> Tensor:
-    """Path sums into the first output, [C, H, W], float64: a mean over images x, or with gates at 1/2.
+    """Path sums into an output, mean over them, [C, H, W], float64: a mean over images x, or with gates at 1/2.
 
     Args:
         traced: of :func:`trace`.
@@ -226,5 +226,5 @@ def graph_moment(traced: fx.GraphModule, squared: Squared, start: Tensor, x: Ten
         start = start.expand(len(x), *start.shape[1:])
     start = start.detach().clone().requires_grad_()
     h = _Walk(traced, squared, gates).run(start)
-    (moment,) = torch.autograd.grad(h[:, 0].sum(), start)
+    (moment,) = torch.autograd.grad(h.mean(1).sum(), start)
     return moment.mean(0)
