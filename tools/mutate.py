@@ -4,10 +4,10 @@ Every mutant is one change of one expression (a comparison, an operation, a numb
 call left out) in one of the modules below. From each module, as many are drawn as --sample says; --all takes every one.
 
 First each test runs once on the package as it is, and what lines of the modules it runs is noted. A mutant then meets
-the tests that run its line: those of the module's own file, then others, those first that are quick and have noticed
-many mutants; after them, the other tests of the same files; up to the first failure, a crash, or a time-out: it is
-killed. It has survived if all pass, or as many as take --seconds together. Tests marked slow, gpu, process or browser
-are left out, so the score is a lower bound of what the whole suite notices.
+the tests that run its line, those first that are quick, have noticed many mutants, and are of the module's own file;
+after them, the other tests of the same files; up to the first failure, a crash, or a time-out: it is killed. It has
+survived if all pass, or as many as take --seconds together. Tests marked slow, gpu, process or browser are left out,
+so the score is a lower bound of what the whole suite notices.
 
 The score is the number killed, divided by the number tried less those that mutants.toml lists as equivalent: changes
 that make no difference, with the reason. A survivor that is not listed fails the run, as does a score below 92%.
@@ -52,6 +52,7 @@ LISTED = Path(__file__).with_name("mutants.toml")
 KEPT = ROOT / ".mutants"
 LEAST = 0.92
 ANEW = b"anew"
+OWN = 3  # how much more a test of the module's own file promises
 MEMORY = 4 * 2**30  # bytes that a mutant may ask for
 
 MODULES = (
@@ -328,7 +329,7 @@ def forked(work: Callable[[int], object], seconds: float | None = None) -> tuple
         status = 1
         try:
             os.close(reading)
-            os.setsid()
+            os.setpgid(0, 0)  # a group to kill; a session of its own would lose the niceness of this one
             if seconds is not None:
                 _limit(seconds)
             work(writing)
@@ -489,9 +490,9 @@ class Campaign:
         files = {name.partition("::")[0] for name in runs}
         beside = [name for name in self.tests if name.partition("::")[0] in files and name not in set(runs)]
         found, left = [], self.seconds
-        own = [name for name in runs if f"/test_{mutant.module.rpartition('.')[2]}" in name]
-        for group in (own, [name for name in runs if name not in set(own)], beside):
-            for name in sorted(group, key=lambda name: -self.tests[name].promise):
+        own = f"/test_{mutant.module.rpartition('.')[2]}"
+        for group in (runs, beside):
+            for name in sorted(group, key=lambda name: -self.tests[name].promise * (OWN if own in name else 1)):
                 if self.tests[name].seconds <= left:
                     found.append(name)
                     left -= self.tests[name].seconds

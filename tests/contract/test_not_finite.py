@@ -145,6 +145,21 @@ def test_attacks_refuse_a_nan_by_its_image(name, where, batch_size):
         ATTACKS[name](net, x, y, batch_size=batch_size)
 
 
+def test_autoattack_refuses_a_network_that_is_nan_at_attacked_images_alone():
+    """Its library takes the first of NaNs for the class: an image of that class would seem robust."""
+    net, (x, y) = relu_net(), batch()
+    y = measure.outputs(net, x).argmax(1)
+
+    class UnderAttack(nn.Module):
+        def forward(self, images):
+            moved = torch.cdist(images.flatten(1).double(), x.flatten(1)).amin(1) > 1e-3
+            return net(images).masked_fill(moved[:, None], NAN)
+
+    assert measure.outputs(UnderAttack(), x).isfinite().all()
+    with pytest.raises(ValueError, match="NaN outputs at attacked images"):
+        attacks.auto_attack(UnderAttack(), x, y, p=INF, eps=0.1)
+
+
 # The rest
 
 
