@@ -50,7 +50,10 @@ FORMULA = re.compile(
 TABLE = re.compile(r'<table class="advdim-table">.*?</table>', re.DOTALL)
 TABLE_TEXT = re.compile(r"(<(th|td|caption)\b[^>]*>)([^<]*)(?=</\2>)")
 
-#: How the plain text of a table's headings is written on a page; numbers and intervals get the last three alone.
+MINUS = "\u2212"
+
+#: How the plain text of a table's headings is written on a page; numbers and intervals get
+#: :data:`NUMBERS` alone.
 GREEK = {"eps": "\u03b5", "tau": "\u03c4", "mu": "\u03bc", "theta": "\u03d1", "rho": "\u03c1", "beta": "\u03b2"}
 GREEK |= {"omega": "\u03c9", "Omega": "\u03a9", "delta": "\u03b4"}
 HEADINGS = (
@@ -64,7 +67,11 @@ HEADINGS = (
     (re.compile(r"(?<=[\w\u2016>)])\^(-?[\d.]*\d)"), r"<sup>\1</sup>"),
 )
 NUMBERS = (
-    (re.compile(r"(?<![\w.-])-(?=\d)"), "\u2212"),
+    (
+        re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e\+?(-?)0*(\d{1,2})\b"),
+        lambda found: f"{found[1]}\u00b710<sup>{found[2] and MINUS}{found[3]}</sup>",
+    ),
+    (re.compile(r"(?<![\w.-])-(?=\d)"), MINUS),
     (re.compile(r"(?<=\d) \+- (?=\d)"), " \u00b1 "),
     (re.compile(r"\binf\b"), "\u221e"),
 )

@@ -163,7 +163,9 @@ def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
         bent, middle = "*" if audit.power_law is False else " ", of_medians(audit)
         px = f"{audit.rows[0].size}-{audit.rows[-1].size}"
         line = f"{architecture.name:18} {architecture.readout:18} {px:>7} {_range(architecture.law):>12}  "
-        line += f"{_interval(audit.exponent):>20}{bent}  {'' if middle is None else _interval(middle):>20}  {counted:>5}"
+        line += (
+            f"{_interval(audit.exponent):>20}{bent}  {'' if middle is None else _interval(middle):>20}  {counted:>5}"
+        )
         lines.append(line.rstrip())
     return "\n".join([*lines, "* no power law: the slopes between neighbouring sizes differ beyond noise"])
 

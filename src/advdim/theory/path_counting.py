@@ -13,7 +13,7 @@ from .. import data
 from ..models.device import full_float32
 from ..models.initialise import WeightLaw, weight_layers
 from ..models.layers import Normalise
-from .graph_walk import graph_moment, trace
+from .graph_walk import graph_moment, refuse_non_finite, trace
 
 KNOWN = (
     nn.Flatten,
@@ -67,7 +67,8 @@ def path_second_moment(
 
     Raises:
         TypeError: if the model has layers whose paths are not known here, or x is no tensor of images.
-        ValueError: if no image shape is known, or x has another shape, no image, or a NaN or an infinity.
+        ValueError: if no image shape is known, or x has another shape, no image, or a NaN or an infinity; or if the
+            model has one on the way from x.
     """
     shape = image_shape or (x.shape[1:] if x is not None else getattr(model, "image_shape", None))
     if shape is None:
@@ -102,7 +103,7 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
 
     Raises:
         TypeError: as :func:`path_second_moment`.
-        ValueError: if x is not [N, C, H, W], has no image, or a NaN or an infinity.
+        ValueError: if x is not [N, C, H, W], has no image, or a NaN or an infinity; or if the model has one.
     """
     data.check(x)
     layers = known_layers(model)
@@ -111,6 +112,7 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
     with torch.no_grad(), full_float32():  # a gate near 0 would open or shut by rounding
         for i, layer in enumerate(layers):
             x = layer(x)
+            refuse_non_finite(x, layer)
             share = 1.0
             if isinstance(layer, nn.ReLU):
                 share = before = int((x > 0).sum()) / x.numel()
