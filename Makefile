@@ -43,7 +43,7 @@ colab-check: $(STAMP) ## run every chapter as Colab would, alone in an empty fol
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist load tests/book/test_colab.py -m "process or colab" $(ARGS)
 
 test: $(STAMP) ## run the tests, and every chapter against its stored outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The package with other versions than the pinned ones, in an environment of its own: $(1), resolved as $(2), on Python
 # $(3). The chapters and the site need the pinned ones: their outputs are those of one PyTorch.
@@ -52,7 +52,7 @@ define test-versions
 	test -x .venv-$(1)/bin/python || $(3) -m venv .venv-$(1)
 	.venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-$(1)/bin/uv pip install --quiet --python .venv-$(1)/bin/python --upgrade --resolution $(2) -e '.[test]'
-	OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(OTHERS))
+	OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(ARGS),$(OTHERS))
 endef
 
 test-lowest: ## the package's tests with the lowest versions that pyproject.toml allows (needs Python 3.11)

@@ -15,7 +15,7 @@ NAME = "author_year"
 def label(entry: Entry) -> str:
     """Authors' last names and the year, as the text cites them: one name, two, or the first and "et al."."""
     people = entry.persons.get("author") or entry.persons.get("editor") or []
-    names = [" ".join((*person.prelast_names, *person.last_names)).strip("{}") for person in people]
+    names = [" ".join(map(str, (*person.rich_prelast_names, *person.rich_last_names))) for person in people]
     if not names:
         who = entry.fields.get("organization", entry.key)
     elif len(names) <= 2:

@@ -21,6 +21,9 @@ from sphinx.application import Sphinx
 #: What the pages need, out of the 24 MB that the package sphinx-mathjax-offline carries.
 MATHJAX_PARTS = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")
 
+#: Alphabets that no formula of the book uses.
+UNUSED_FONTS = ("Fraktur-*", "SansSerif-*", "Script-*", "Typewriter-*", "Calligraphic-Bold")
+
 #: What the themes put into every site and no page of this one asks for.
 UNUSED = ("**/*.map", "**/*.ttf", "locales", "scripts/fontawesome.js", "scripts/fontawesome.js.LICENSE.txt")
 
@@ -31,6 +34,46 @@ PREVIEWED = "div.proof[id], div.math[id], figure[id], div.citation[id], dl.gloss
 ROLES = (
     ('<summary><span class="toctree-toggle"', '<summary aria-label="pages of this part"><span class="toctree-toggle"'),
     ('role="doc-biblioentry"', 'role="listitem"'),  # the former is deprecated, and no child of a list
+)
+
+#: Parts of highlighted code that have the colour of the code around them: half of a listing's bytes.
+PLAIN_CODE = re.compile(r'<span class="(?:n|nn|p|w)">([^<]*)</span>')
+
+#: A formula, with the bracket before it and the punctuation behind it.
+FORMULA = re.compile(
+    r"([(\[\u201c]*)"
+    r'(<span class="math notranslate nohighlight">\\\([^<]*\\\)</span>)'
+    r"([.,;:!?)\]\u2019\u201d]*)"
+)
+
+#: The tables that cells show, and in them headings, captions and cells.
+TABLE = re.compile(r'<table class="advdim-table">.*?</table>', re.DOTALL)
+TABLE_TEXT = re.compile(r"(<(th|td|caption)\b[^>]*>)([^<]*)(?=</\2>)")
+
+MINUS = "\u2212"
+
+#: How the plain text of a table's headings is written on a page; numbers and intervals get
+#: :data:`NUMBERS` alone.
+GREEK = {"eps": "\u03b5", "tau": "\u03c4", "mu": "\u03bc", "theta": "\u03d1", "rho": "\u03c1", "beta": "\u03b2"}
+GREEK |= {"omega": "\u03c9", "Omega": "\u03a9", "delta": "\u03b4"}
+HEADINGS = (
+    (re.compile(r"\|\|"), "\u2016"),
+    (re.compile(r"\bgrad "), "\u2207"),
+    (re.compile(r"\bsqrt\((\w)\)"), "\u221a\\1"),
+    (re.compile(r"\bsqrt\("), "\u221a("),
+    (re.compile(rf"\b({'|'.join(GREEK)})(?=_|\b)"), lambda found: GREEK[found[1]]),
+    (re.compile(r"\bl_(?=inf|\d)"), "\u2113_"),
+    (re.compile(r"(\u2016|(?<![a-zA-Z0-9_])[a-zA-Z\u03b1-\u03d1\u2113])_(inf|\w)(?!\w)"), r"\1<sub>\2</sub>"),
+    (re.compile(r"(?<=[\w\u2016>)])\^(-?[\d.]*\d)"), r"<sup>\1</sup>"),
+)
+NUMBERS = (
+    (
+        re.compile(r"(?<![\w.])(\d(?:\.\d+)?)e\+?(-?)0*(\d{1,2})\b"),
+        lambda found: f"{found[1]}\u00b710<sup>{found[2] and MINUS}{found[3]}</sup>",
+    ),
+    (re.compile(r"(?<![\w.-])-(?=\d)"), MINUS),
+    (re.compile(r"(?<=\d) \+- (?=\d)"), " \u00b1 "),
+    (re.compile(r"\binf\b"), "\u221e"),
 )
 
 PICTURE = "_static/law.png"
@@ -48,6 +91,9 @@ def _copy_mathjax(app: Sphinx) -> None:
             shutil.copytree(source / part, target / part, dirs_exist_ok=True)
         else:
             shutil.copy2(source / part, target / part)
+    for name in UNUSED_FONTS:
+        for font in target.rglob(f"MathJax_{name}.woff"):
+            font.unlink()
 
 
 def _drop_unused(static: Path) -> None:
@@ -133,13 +179,36 @@ def _write_sitemap(outdir: Path) -> None:
     (outdir / "sitemap.xml").write_text(f"{text}{urls}\n</urlset>\n", encoding="utf-8")
 
 
+def typeset(text: str, kind: str = "th") -> str:
+    """The text of a table's heading (``th``), caption or cell (``td``) as a page writes it: Greek, norms, exponents."""
+    for pattern, written in (*(() if kind == "td" else HEADINGS), *NUMBERS):
+        text = pattern.sub(written, text)
+    return text
+
+
+def _typeset_table(table: re.Match[str]) -> str:
+    return TABLE_TEXT.sub(lambda found: found[1] + typeset(found[3], found[2]), table[0])
+
+
+def _kept_together(found: re.Match[str]) -> str:
+    before, formula, after = found.groups()
+    return f'<span class="together">{before}{formula}{after}</span>' if before or after else formula
+
+
 def _tidy_pages(outdir: Path) -> None:
-    """Icons come from the theme's fonts alone, not from its script of 1.5 MB too; and :data:`ROLES` is applied."""
+    """What the themes and Sphinx write, made shorter and put right.
+
+    Icons come from the theme's fonts alone, not from its script of 1.5 MB too; :data:`ROLES` is applied; code in the
+    colour of the code around it has no element of its own; a formula and its punctuation stay in one line; and tables
+    of cells are typeset.
+    """
     for page in pages(outdir):
         text = page.read_text(encoding="utf-8")
         shorter = re.sub(r"\s*<(?:script|link)\b[^>]*scripts/fontawesome\.js[^>]*>(?:</script>)?", "", text)
         for stated, meant in ROLES:
             shorter = shorter.replace(stated, meant)
+        shorter = PLAIN_CODE.sub(r"\1", shorter)
+        shorter = TABLE.sub(_typeset_table, FORMULA.sub(_kept_together, shorter))
         page.write_text(shorter, encoding="utf-8")
 
 

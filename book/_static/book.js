@@ -38,6 +38,16 @@
     if (fitted >= TEXT) box.style.fontSize = `${fitted}px`;
   }
 
+  function fitTable(table) {
+    table.style.fontSize = "";
+    const column = table.parentElement;
+    if (!column || column.clientWidth === 0 || table.offsetWidth <= column.clientWidth) return;
+    const size = parseFloat(getComputedStyle(table).fontSize);
+    const fitted = Math.floor(20 * size * column.clientWidth / table.offsetWidth) / 20;
+    table.style.fontSize = `${Math.max(fitted, TEXT)}px`;
+    if (table.offsetWidth > column.clientWidth) table.style.fontSize = ""; // it scrolls, and may as well be large
+  }
+
   function mark(box) {
     if (!wide(box)) {
       if (box.dataset.more) {
@@ -60,7 +70,26 @@
   function fit() {
     all("article div.math").forEach(fitEquation);
     all("article .cell_output pre").forEach(fitText);
+    all("article table.advdim-table").forEach(fitTable);
     all(BOXES, document.querySelector("article") || document).forEach(mark);
+  }
+
+  // ---- On a phone a figure's letters are small: a tap shows it in its own size, in a box that scrolls, and back.
+  const PHONE = "(max-width: 575.98px)";
+  function enlargeable() {
+    all("article .cell_output img").forEach((image) => {
+      const turn = () => {
+        if (!matchMedia(PHONE).matches && !image.classList.contains("enlarged")) return;
+        image.classList.toggle("enlarged");
+        fit();
+      };
+      image.addEventListener("click", turn);
+      image.addEventListener("keydown", (event) => event.key === "Enter" && turn());
+      if (matchMedia(PHONE).matches) {
+        image.tabIndex = 0;
+        image.title = "tap to enlarge";
+      }
+    });
   }
 
   // ---- Proofs fold, one by one or all at once; the choice for all is kept.
@@ -216,6 +245,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     foldable();
     previews();
+    enlargeable();
     fit();
   });
   window.addEventListener("load", async () => {

@@ -112,7 +112,7 @@ def test_a_linear_classifier_keeps_exactly_the_images_that_no_attack_can_change(
 
 @pytest.mark.parametrize("p", [1, 2, INF])
 def test_it_fools_whatever_pgd_fools_and_more(p):
-    net, (x, y) = convolutional(), images(60)
+    net, (x, y) = convolutional(), images(30)
     attacked = auto_attack(net, x, y, p=p, eps=EPS[p])
     left, before = right(net, attacked, y), right(net, x, y)
     generator = torch.Generator().manual_seed(0)

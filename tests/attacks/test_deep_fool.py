@@ -136,6 +136,19 @@ def test_where_no_gradient_leads_to_another_class_the_image_stays():
     assert torch.equal(attacks.deepfool(net, x), x)
 
 
+def test_fifty_steps_are_made_by_default():
+    """Where each brings the image nearer to a boundary that none reaches: the gap is e to the minus its brightness."""
+
+    class Asymptotic(nn.Module):
+        def forward(self, x):
+            gap = (-x.sum((1, 2, 3))).exp()
+            return torch.stack([gap, torch.zeros_like(gap)], 1)
+
+    x = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    moved = attacks.deepfool(Asymptotic(), x, overshoot=0) - x
+    torch.testing.assert_close(moved, torch.full_like(x, 50.0), rtol=1e-12, atol=0)  # one unit each
+
+
 def test_a_slope_of_one_is_a_slope_and_two_equal_classes_are_no_way_out():
     """One pixel x, and logits x, 0.5, x: the boundary lies at 0.5, and the third class never leads."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 3)).double()

@@ -47,6 +47,21 @@ def test_l1_pgd_on_a_linear_model_ends_on_the_foremost_pixel():
     torch.testing.assert_close(attacked, x + 0.3 * norms.steepest(w[y].view_as(x), 1), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_l1_pgd_moves_pixels_at_the_end_of_the_range_inwards_alone(end):
+    """The steepest way outwards is no way: the foremost pixel of those that can move is found, however flat it is."""
+    net, y = linear_net(), torch.tensor([0, 1])
+    x = torch.full((2, 2, 6, 6), end, dtype=torch.float64)
+    with torch.no_grad():
+        net[1].weight *= 1e-3
+        net[1].weight[:, 5] = 1e-2 * (1 - 2 * end)  # inwards
+        net[1].weight[:, 7] = -(1 - 2 * end)  # outwards
+    attacked = attacks.pgd(net, x, y, p=1, eps=0.3, clip=True, loss=measure.logit)
+    expected = x.flatten(1).clone()
+    expected[:, 5] += 0.3 * (1 - 2 * end)
+    torch.testing.assert_close(attacked.flatten(1), expected, rtol=0, atol=1e-13)
+
+
 def test_early_steps_go_as_far_as_the_step_size_says():
     net, (x, y) = linear_net(), batch()
     for p in (2, INF):

@@ -1,5 +1,6 @@
 """Broken networks and data: each is refused, with the cure named, or measured all the same and said so."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -191,6 +192,24 @@ def test_pickled_code_is_not_run(tmp_path):
     torch.save(plain(classes=5).state_dict(), tmp_path / "other.pt")
     with pytest.raises(Refusal, match="do not fit"):
         audit(plain, (X, Y), weights=tmp_path / "other.pt", device="cpu")
+
+
+def test_a_flipped_bit_in_weights_is_noticed(tmp_path):
+    """torch.load compares no checksum: another weight would be measured."""
+    net = plain()
+    file = tmp_path / "weights.pt"
+    torch.save(net.state_dict(), file)
+    whole, weights = file.read_bytes(), next(net.parameters()).detach().numpy().tobytes()
+    at = whole.index(weights)
+    for place in (at, at + 1, at + len(weights) // 2):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        torch.load(file, weights_only=True)
+        with pytest.raises(Refusal, match=r"weights\.pt is damaged: .*data/0 in it is not what was written"):
+            audit(plain, (X, Y), weights=file, device="cpu")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(Refusal, match="a pipe"):  # and nobody waits for it
+        audit(plain, (X, Y), weights=file, device="cpu")
 
 
 def test_a_randomised_head_is_measured():

@@ -1,6 +1,7 @@
 """The survey of many networks: the law of a readout is exact, and a record gives back what was measured."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -106,7 +107,80 @@ def test_a_survey_is_kept_goes_on_and_gives_back_what_it_measured(photographs, c
     assert str(averaging).splitlines()[0] == "averaging on photos: fresh, 4 images, 2 seeds"
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("net.py:dense --sizes 8 32 --images 4 --seeds 3", "measured with seeds 2, asked for 3: name another folder"),
+        ("net.py:dense --sizes 8 32 --images 3 --seeds 2", "images 4, asked for 3: name another folder by --out, or"),
+        ("net.py:dense --sizes 8 16 --images 4 --seeds 2", "sizes 8 32, asked for 8 16: name another folder"),
+        ("net.py:dense --images 4 --seeds 2", "sizes 8 32, asked for of its own: name another folder"),
+        ("other.py:dense --sizes 8 32 --images 4 --seeds 2", "network net.py:dense, asked for other.py:dense"),
+        ("net.py:dense --sizes 8 32 --images 4 --seeds 2 --data more", "data "),
+        ("net.py:dense other.py:dense", "two networks are called dense"),
+        ("--sizes 8 32", "--sizes are those of networks that are named"),
+        ("net.py:dense --data nowhere", "nowhere"),
+    ],
+)
+def test_what_was_asked_otherwise_is_not_taken_for_done(photographs, capsys, line, words):
+    """In one line, before anything is measured; a record is refused, too."""
+    command = "survey net.py:dense --data photos --sizes 8 32 --images 4 --seeds 2 --device cpu"
+    assert main(command.split()) == 0
+    (photographs / "photos").rename(photographs / "more")
+    if "--data" not in line:
+        (photographs / "more").rename(photographs / "photos")
+        line += " --data photos"
+    else:
+        (photographs / "more" / "a" / "1.png").unlink()
+    stored = photographs / "survey" / "dense.json"
+    before = stored.read_bytes()
+    capsys.readouterr()
+    for more in ([], ["--record", "r.jsonl"]):
+        assert main(["survey", *line.split(), "--device", "cpu", *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert words in err
+    assert stored.read_bytes() == before
+    assert not (photographs / "r.jsonl").exists()
+
+
+def test_a_record_names_the_options_that_make_its_numbers(photographs):
+    command = "survey net.py:dense --data photos --sizes 8 32 --images 4 --seeds 2 --device cpu"
+    assert main(command.split()) == 0
+    assert main([*command.split(), "--record", "r.jsonl"]) == 0
+    header, points = read_record_file(photographs / "r.jsonl")
+    assert header["command"] == "advdim survey net.py:dense --data photos --sizes 8 32 --seeds 2 --images 4"
+    assert {point["provenance"]["command"] for point in points} <= {header["command"]}
+
+
+def test_a_file_that_is_no_result_is_not_read_as_one(photographs, capsys):
+    (photographs / "survey").mkdir()
+    (photographs / "survey" / "dense.json").write_text("[]")
+    assert main(["survey", "net.py:dense", "--data", "photos", "--images", "4"]) == 2
+    assert "holds no result of a survey" in capsys.readouterr().err
+
+
 def test_where_nothing_is_done_nothing_is_recorded(photographs, capsys):
     assert main(["survey", "net.py:dense", "--data", "photos", "--record", "r.jsonl"]) == 2
     assert "no network is done" in capsys.readouterr().err
     assert not (photographs / "r.jsonl").exists()
+
+
+def test_a_damaged_file_is_named_and_not_used(photographs, capsys):
+    """A digit that changed would be another number in the record."""
+    line = "survey net.py:averaging --data photos --sizes 8 16 --images 2 --seeds 2 --device cpu"
+    command = line.split()
+    assert main(command) == 0
+    file = photographs / "survey" / "averaging.json"
+    whole = file.read_text()
+    digit = whole.index('"l_1": [[') + 12
+    other_digit = whole[:digit] + str(9 - int(whole[digit])) + whole[digit + 1 :]
+    capsys.readouterr()
+    for damaged in (other_digit, whole[:-30], "[]", "{}", "[" * 5000):
+        file.write_text(damaged)
+        for way in ([], ["--record", "r.jsonl"]):
+            assert main([*command, *way]) == 2
+            assert re.fullmatch(r"advdim: survey/averaging\.json holds no result .*\n", capsys.readouterr().err)
+    file.rename("elsewhere")
+    assert main(command) == 0
+    assert json.loads(file.read_text())["points"][0]["metrics"] == json.loads(whole)["points"][0]["metrics"]

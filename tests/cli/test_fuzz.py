@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import json
 import os
 import pickle
 import random
@@ -14,6 +15,7 @@ import resource
 import signal
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from PIL import Image
 
 from advdim import data
 from advdim.analysis import records
-from advdim.cli import main
+from advdim.audit import cells
+from advdim.cli import main, survey
 from advdim.data import folders
 from advdim.experiments import grids, runner, spec, store
 from advdim.experiments.engines import children
@@ -262,6 +265,55 @@ def test_points_and_records(tmp_path):
         (tmp_path / "bad.jsonl").write_bytes(mutated(record, rng))
         status, _, err = command(["restore", "initialisation", "--record", "bad.jsonl", "--runs", "elsewhere"])
         assert status == 0 or err.count("\n") == 1
+
+
+def test_files_of_audits_and_surveys(tmp_path, capsys):
+    rng, path, kept = random.Random(5), tmp_path / "cells.jsonl", tmp_path / "net.json"
+    written = [cells.Cell(size, 0, {"l_q": [1.5, 0.1 * size]}, {"conv": [2.0]}, counted=0.3) for size in (8, 16)]
+    store = cells.Store(tmp_path, {"network": "net", "images": 2})
+    for cell in written:
+        store.add(cell)
+    asked, points = {"network": "net", "seeds": 8}, [{"spec": {"size": 8}, "metrics": {"l_1": [1.5, 0.25]}}]
+    content = {"asked": asked, "points": points}
+    kept.write_text(json.dumps(content | {"checksum": survey._checksum(content)}))
+    assert survey._kept(kept, asked) == points
+    for file, content in ((path, path.read_bytes()), (kept, kept.read_bytes())):
+        for _ in range(80):
+            bad = mutated(content, rng)
+            file.write_bytes(bad)
+            with in_time(bad):
+                try:
+                    if file == kept:
+                        assert survey._kept(kept, asked) == points
+                        continue
+                    found = list(cells.Store(tmp_path, {"network": "net", "images": 2}).cells.values())
+                    assert all(cell in written for cell in found)
+                    said = capsys.readouterr().err + (path.name if found == written else "")
+                except ValueError as error:
+                    said = str(error)
+                assert file.name in said or str(tmp_path) in said
+
+
+def test_an_empty_name_is_no_default(tmp_path, monkeypatch):
+    """As of a variable of the shell that is not set: the package's own record would be replaced."""
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "package" / "records.py"))
+    assert command(["run", "initialisation", "--device", "cpu"])[0] == 0
+    for arguments in (["record", "initialisation", "--out", ""], ["restore", "initialisation", "--record", ""]):
+        status, _, err = command(arguments)
+        assert (status, err.partition(" is a folder")[0]) == (1, "advdim: .")
+    assert not (tmp_path / "package").exists()
+
+
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "1e999"])
+def test_a_record_with_what_is_no_number_is_named(word):
+    assert command(["run", "initialisation", "--device", "cpu"])[0] == 0
+    assert command(["record", "initialisation", "--out", "r.jsonl"])[0] == 0
+    text = Path("r.jsonl").read_text(encoding="utf-8")
+    Path("bad.jsonl").write_text(text.replace("[1.0, 2.0]", f"[1.0, {word}]"), encoding="utf-8")
+    status, _, err = command(["restore", "initialisation", "--record", "bad.jsonl", "--runs", "elsewhere"])
+    assert status == 1
+    assert f"bad.jsonl is no record of an experiment: ValueError: {word} is no finite number" in err
+    assert command(["record", "initialisation", "--out", "bad.jsonl"])[0] == 1  # nor is it replaced
 
 
 class Evil:

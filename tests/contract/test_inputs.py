@@ -167,6 +167,16 @@ def test_no_images_have_norms_and_directions_and_nothing_else():
         assert name
 
 
+def test_one_number_per_example_is_an_example():
+    """Tensors of one axis: each number has its size for all its norms, and itself for its projection."""
+    x = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
+    for q in (1, 2, 3, INF):
+        assert norms.norm(x, q).tolist() == [3, 4, 0]
+        assert norms.steepest(x, q).tolist() == [1, -1, 0]
+    for p in (1, 2, INF):
+        assert norms.project(x, p, 3.5).tolist() == [3, -3.5, 0]
+
+
 # One class, two, and as many as there are images
 
 

@@ -145,6 +145,21 @@ def test_attacks_refuse_a_nan_by_its_image(name, where, batch_size):
         ATTACKS[name](net, x, y, batch_size=batch_size)
 
 
+def test_autoattack_refuses_a_network_that_is_nan_at_attacked_images_alone():
+    """Its library takes the first of NaNs for the class: an image of that class would seem robust."""
+    net, (x, y) = relu_net(), batch()
+    y = measure.outputs(net, x).argmax(1)
+
+    class UnderAttack(nn.Module):
+        def forward(self, images):
+            moved = torch.cdist(images.flatten(1).double(), x.flatten(1)).amin(1) > 1e-3
+            return net(images).masked_fill(moved[:, None], NAN)
+
+    assert measure.outputs(UnderAttack(), x).isfinite().all()
+    with pytest.raises(ValueError, match="NaN outputs at attacked images"):
+        attacks.auto_attack(UnderAttack(), x, y, p=INF, eps=0.1)
+
+
 # The rest
 
 
@@ -182,3 +197,20 @@ def test_the_theory_of_a_nan_network_says_so():
     judged = theory.check_assumptions(net)
     assert judged["H3"].status == judged["S"].status == "fails"
     assert not judged.hold
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("joined", [False, True])
+def test_paths_through_a_nan_are_refused(bad, joined):
+    """Its gates would count as shut: the prediction was 0, of a network without any paths."""
+    net, (x, _) = models.build("mlp", (2, 6, 6), 4).double(), batch()
+    if joined:
+        net = nn.Sequential(nn.Flatten(), models.Residual(nn.Linear(72, 72), nn.ReLU(), nn.Linear(72, 72)), nn.ReLU())
+        net = net.append(nn.Linear(72, 4)).double()
+    next(m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)).weight.data[0, 0] = bad
+    for counts in (theory.path_second_moment, theory.predicted_norms):
+        with pytest.raises(ValueError, match="NaN or infinite activations at"):
+            counts(net, x=x)
+    if not joined:
+        with pytest.raises(ValueError, match="NaN or infinite activations at Linear"):
+            theory.open_gate_shares(net, x)

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,54 @@ def test_pixels_of_more_than_8_bits_are_refused(folder, name, pixels):
     Image.fromarray(pixels).save(folder / "tiny/train/a" / name)
     with pytest.raises(ValueError, match=rf"cannot read the image .*{name}.*more than 8 bits .*convert it"):
         data.load("tiny", root=folder)
+
+
+def png16(kind, channels):
+    """A PNG file of 16 bits per channel, which Pillow does not write: of colours (2), with alpha (6), of greys (4)."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + np.full(6 * channels, 30000, ">u2").tobytes() for _ in range(6))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 6, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff16():
+    """An uncompressed TIFF file of 3 colours of 16 bits."""
+    tags = {256: 6, 257: 6, 258: 134, 259: 1, 262: 2, 273: 140, 277: 3, 278: 6, 279: 216}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    return start.ljust(134, b"\0") + struct.pack("<HHH", 16, 16, 16) + np.full(108, 30000, "<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((f"colours{kind}.png", png16(kind, channels)) for kind, channels in ((2, 3), (6, 4), (4, 2))),
+        ("colours.ppm", b"P6 6 6 65535\n" + np.full(108, 30000, ">u2").tobytes()),
+        ("words.ppm", b"P3 6 6 1023\n" + b"500 " * 108),
+        ("colours.tif", tiff16()),
+    ],
+)
+def test_colours_of_16_bits_are_refused(folder, name, content):
+    """Pillow keeps the upper 8 bits, and says nothing."""
+    (folder / "tiny/train/a" / name).write_bytes(content)
+    with Image.open(folder / "tiny/train/a" / name) as image:
+        assert image.convert("RGB").size == (6, 6)  # a file that Pillow reads
+    with pytest.raises(ValueError, match=rf"cannot read the image .*{name}.*more than 8 bits .*convert it"):
+        data.load("tiny", root=folder)
+
+
+@pytest.mark.parametrize("name", ["5 bits.bmp", "7 bits.ppm"])
+def test_colours_of_few_bits_are_read(folder, name):
+    path = folder / "tiny/train/a" / name
+    if name.endswith("ppm"):
+        path.write_bytes(b"P6 6 6 127\n" + b"\x7f" * 108)
+    else:  # 16 bits per pixel, of all colours together
+        header = struct.pack("<IiiHHIIiiII", 40, 6, 6, 1, 16, 0, 72, 0, 0, 0, 0)
+        path.write_bytes(b"BM" + struct.pack("<IHHI", 54 + 72, 0, 0, 54) + header + b"\xff\x7f" * 36)
+    assert data.load("tiny", root=folder)[0][5].min() == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])

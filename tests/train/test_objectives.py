@@ -264,3 +264,21 @@ def test_signs_are_drawn_for_every_example_and_class():
     torch.testing.assert_close(moments, torch.eye(3).double(), rtol=0, atol=0.06)  # 4 standard deviations
     assert signs.mean(0).abs().max() < 0.06
     assert (signs[1:] * signs[:-1]).mean(0).abs().max() < 0.06
+
+
+def test_draws_are_made_for_what_draws_alone():
+    """At no strength nothing is drawn, so that the generator goes on as for the plain loss."""
+    x, _ = batch(3)
+    for method in objectives.METHODS:
+        for strength in (0, 0.5, 1):
+            generator = seeded()
+            before = generator.get_state()
+            found = objectives.draws(method, x, strength, generator)
+            if strength == 0 or method not in ("pgd-linf", "cross-lipschitz-random"):
+                assert found is None
+            elif method == "pgd-linf":
+                assert found.shape == (len(x), 1, *x.shape[1:])
+                continue
+            else:
+                assert found is generator
+            assert torch.equal(generator.get_state(), before)

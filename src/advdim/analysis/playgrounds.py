@@ -16,6 +16,9 @@ from .tables import Series
 if TYPE_CHECKING:
     import pandas as pd
 
+#: The colours of networks with kinks and of smooth ones; the site's style sheet has the first, for light and for dark.
+KINKED_AND_SMOOTH = ("var(--kinked, #7c3aed)", "var(--smooth, #0f766e)")
+
 #: Weights of the network 4-3-3-1, [to][from] per layer, and its image: chosen so that each layer has a shut gate.
 WEIGHTS = (
     ((0.8, -0.5, 0.3, 0.6), (-0.7, 0.4, -0.9, 0.2), (0.5, 0.9, -0.4, -0.6)),
@@ -130,7 +133,7 @@ def kinks(sizes: Iterable[float], damage: dict[str, Iterable[float]], slope: dic
     """
     grid, networks, drawn = list(sizes), {}, []
     top = max(slope[name] * grid[-1] for name in damage)
-    for name, colour in zip(damage, ("var(--hot)", "var(--cool)"), strict=True):
+    for name, colour in zip(damage, KINKED_AND_SMOOTH, strict=True):
         rise = list(damage[name])
         rest = [d - slope[name] * e for d, e in zip(rise, grid, strict=True)]
         networks[name] = {"damage": rise, "slope": slope[name], "rest": rest}
@@ -145,7 +148,7 @@ def kinks(sizes: Iterable[float], damage: dict[str, Iterable[float]], slope: dic
     crossed = sorted(float(place) for place in at)
     drawn += [
         f'<line x1="{60 + 600 * k / grid[-1]:.1f}" x2="{60 + 600 * k / grid[-1]:.1f}" y1="270" y2="278" '
-        'stroke="var(--hot)"/>'
+        f'stroke="{KINKED_AND_SMOOTH[0]}"/>'
         for k in crossed
     ]
     words = '<text x="0" y="14">rise of the loss; dashed: first order</text><text x="660" y="296" text-anchor="end">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from importlib import resources
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_record(text: str) -> tuple[Record, list[Record]]:
         ValueError: if it is no such text.
     """
     try:
-        header, *points = (json.loads(line) for line in text.splitlines())
+        header, *points = (json.loads(s, parse_constant=_finite, parse_float=_finite) for s in text.splitlines())
         shared = _flat(header.pop("shared"))
         points = [_nested(shared | _flat(point)) for point in points]
         if not points or not all(isinstance(point["spec"], dict) for point in points):
@@ -79,6 +80,15 @@ def read_record_file(path: Path) -> tuple[Record, list[Record]]:
         return read_record(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is {error}") from error
+    except OSError as error:  # of reading, which does not say which file it was
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word} is no finite number")
+    return number
 
 
 def _check_data(points: list[Record]) -> None:

@@ -64,10 +64,16 @@ def auto_attack(
 
         def forward(images: Tensor) -> Tensor:
             outputs: Tensor = net(images.to(x.dtype))
+            # The library would take the largest entry for a class, NaN or not; of its own images some may be NaN.
+            if bool((outputs.isnan().any(1) & images.isfinite().flatten(1).all(1)).any()):
+                raise ValueError(
+                    "the model has NaN outputs at attacked images: no attack can follow them, and the images would "
+                    "seem robust"
+                )
             return outputs.float()
 
         with torch.no_grad():
-            logits = torch.cat([forward(images) for images in torch.split(clean, batch_size)])
+            logits = torch.cat([net(images.to(x.dtype)) for images in torch.split(clean, batch_size)])
         refuse_non_finite(torch.where(logits.isnan(), math.nan, 0.0))  # -inf rules a class out
         classes = logits.shape[1]
         if classes < 4:

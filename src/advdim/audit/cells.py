@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import attacks, measure, theory
+from ..data.atomic import write_text
+from ..data.layout import require_file
 from ..measure.gradients import cross_entropy, gradients_and_outputs
 from ..models import fast
 from ..theory import norms
@@ -76,7 +82,7 @@ def measure_cell(
         count: whether to count paths.
 
     Raises:
-        Refusal: if a gradient is not finite, or is 0 on every image.
+        Refusal: if a number is not finite, before or after an attack, or the gradient is 0 on every image.
     """
     batch = fast.images_per_pass(x)
     if kept:
@@ -89,7 +95,7 @@ def measure_cell(
         "l_q": norms.norm(g, norms.dual(p)),
         "l_2": norms.norm(g, 2),
         "loss": cross_entropy(out, y),
-        "right": out.argmax(1) == y,
+        "right": measure.predictions(out) == y,
     }
     if not all(bool(torch.isfinite(values[name]).all()) for name in ("l_q", "l_2", "loss")):
         raise Refusal(f"a gradient or loss is NaN or infinite at {size} px, seed {seed}")
@@ -99,13 +105,13 @@ def measure_cell(
     if eps is not None:
         attacked = attacks.one_step(net, x, y, p=p, eps=eps, batch_size=batch)
         after = measure.outputs(net, attacked, batch_size=batch)
-        values["attacked"] = after.argmax(1) == y
-        values["changed"] = after.argmax(1) != out.argmax(1)
+        values["attacked"] = measure.predictions(after) == y
+        values["changed"] = measure.predictions(after) != measure.predictions(out)
         values["damage"] = cross_entropy(after, y) - values["loss"]
         averaged = {str(k): _averaged(net, x, y, k, p, eps, batch) for k in (2, 4) if size % k == 0}
     side = min(size, MAP_SIDE)
     shape = F.adaptive_avg_pool2d(g.abs().sum(1, keepdim=True).mean(0, keepdim=True), side)[0, 0]
-    return Cell(
+    cell = Cell(
         size,
         seed,
         {name: _list(v) for name, v in values.items()},
@@ -114,6 +120,21 @@ def measure_cell(
         [[float(f"{v:.4g}") for v in row] for row in shape.tolist()],
         _counted(net, x, out, y, norms.dual(p)) if count else None,
     )
+    if bad := next(_not_finite(asdict(cell)), None):
+        raise Refusal(f"{bad} is NaN or infinite at {size} px, seed {seed}")
+    return cell
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """The names of the numbers that are NaN or infinite."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name} {key}".lstrip())
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _not_finite(inner, name)
+    elif value is not None and not math.isfinite(value):
+        yield name
 
 
 def _counted(net: Adapted, x: Tensor, out: Tensor, y: Tensor, q: float) -> float | None:
@@ -149,7 +170,8 @@ def _averaged(net: Adapted, x: Tensor, y: Tensor, k: int, p: float, eps: float, 
     g, out = gradients_and_outputs(pooled, x, y, batch_size=batch)
     attacked = attacks.one_step(pooled, x, y, p=p, eps=eps, batch_size=batch)
     after = measure.outputs(pooled, attacked, batch_size=batch)
-    found = {"right": out.argmax(1) == y, "attacked": after.argmax(1) == y, "l_q": norms.norm(g, norms.dual(p))}
+    found = {"right": measure.predictions(out) == y, "attacked": measure.predictions(after) == y}
+    found["l_q"] = norms.norm(g, norms.dual(p))
     return {name: sum(_list(v)) / len(y) for name, v in found.items()}
 
 
@@ -160,12 +182,15 @@ def _list(values: Tensor) -> list[float]:
 class Store:
     """Finished cells in a folder, or in memory only: one line of JSON each, below a line that says of which audit.
 
+    Every cell has its checksum. A line that is not what was written is named on stderr and not used; it stays.
+
     Args:
         folder: where ``cells.jsonl`` lies; None for memory only.
         identity: what tells this audit from others.
 
     Raises:
-        Refusal: if the folder holds the cells of another audit.
+        Refusal: if the folder holds the cells of another audit, or what is no file of cells.
+        OSError: if the file cannot be written; the message names it.
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
@@ -174,37 +199,61 @@ class Store:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            self.path.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+        try:
+            require_file(self.path)
+        except FileNotFoundError:
+            write_text(self.path, json.dumps(identity) + "\n")
             return
-        text = self.path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):  # cut short with its process: the next line begins a new one
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-        first, *lines = text.splitlines() or ["{}"]
+        except ValueError as error:
+            raise Refusal(f"{error}: name another folder") from error
+        first, *lines = self.path.read_bytes().split(b"\n")
         theirs = _read(first)
+        if not theirs:
+            raise Refusal(
+                f"{self.path} is damaged: its first line says of no audit; move it away, or name another folder"
+            )
         different = [name for name in identity if theirs.get(name) != json.loads(json.dumps(identity[name]))]
         if different:
             raise Refusal(
                 f"{self.path.parent} holds another audit ({', '.join(different)} differ): name another folder, or "
                 f"delete {self.path}"
             )
-        for line in lines:
-            if (found := _read(line)) and math.isfinite(sum(found["values"]["l_q"])):
+        if lines[-1:] != [b""]:  # cut short with its process: the next line begins a new one
+            self._append("\n")
+        for number, line in enumerate(lines, 2):
+            found = _read(line)
+            if found and found.pop("checksum", None) == _checksum(found):
                 cell = Cell(**found)
                 self.cells[cell.size, cell.seed] = cell
+            elif line:
+                said = f"advdim: line {number} of {self.path} is damaged or cut short, and not used"
+                print(f"{said}: what it held is measured again", file=sys.stderr, flush=True)
 
     def add(self, cell: Cell) -> None:
         """Keep a cell, on the disk at once."""
         self.cells[cell.size, cell.seed] = cell
         if self.path is not None:
+            content = asdict(cell)
+            self._append(json.dumps(content | {"checksum": _checksum(content)}, allow_nan=False) + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self.path is not None
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(cell)) + "\n")
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
 
 
-def _read(line: str) -> dict[str, Any]:
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError:  # the last line of a process that was killed
+    except (ValueError, RecursionError):  # the last line of a process that was killed, or a damaged one
         return {}
     return found if isinstance(found, dict) else {}

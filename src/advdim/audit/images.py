@@ -133,6 +133,7 @@ def _one_side(name: str, most: int = 224) -> int:
     for split in layout.splits(folder):
         with suppress(ValueError):  # an empty split
             for path, _ in layout.samples(folder, split):
+                layout.require_file(Path(path))  # before anybody waits for a pipe
                 with Image.open(path) as image:  # the header alone
                     most = min(most, *image.size)
     return most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.layout import require_file
 from .adapt import Function, Refusal
 
 FRESH, CHECKPOINT, TRAINED = "fresh", "one checkpoint", "trained per size"
@@ -133,10 +135,23 @@ def call(factory: Callable[..., Any], given: dict[str, str | None], size: int, s
     raise Refusal(f"the factory gave a {type(made).__name__}, expected a torch.nn.Module")
 
 
+def _damaged(path: str | Path) -> str | None:
+    """What in a file of torch's has another checksum than its zip archive says; torch.load compares none."""
+    if not zipfile.is_zipfile(path):  # as of old versions
+        return None
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Put the weights of a file into a model, without running any code that the file may hold."""
     try:
+        require_file(Path(path))
+        if damaged := _damaged(path):
+            raise Refusal(f"{path} is damaged: {damaged} in it is not what was written")
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except Refusal:
+        raise
     except OSError as error:
         raise Refusal(f"cannot read the weights {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises whatever it stumbles over

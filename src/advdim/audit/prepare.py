@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -189,14 +190,13 @@ def _counts(net: Adapted, x: Tensor, q: float) -> bool:
     return True
 
 
-def _digest(net: Adapted) -> str:
-    """The sha256 of a network's weights, with the names of its layers."""
-    digest = hashlib.sha256()
-    for name, t in net.named_parameters():
+def _digest(net: Adapted, calibrated: int) -> str:
+    """The sha256 of a network: its layers as they print, its weights, and the statistics that it came with."""
+    buffers = {} if calibrated else dict(net.named_buffers())  # else they are of the images, at each size
+    digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", repr(net.model)).encode())  # without addresses in memory
+    for name, t in {**dict(net.named_parameters()), **buffers}.items():
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        digest.update(
-            t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if t.ndim else repr(t.item()).encode()
-        )
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -207,7 +207,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     dtypes = {p.dtype for p in started.build(small, which[0]).parameters()} if not started.own else set()
     if dtypes - {options.dtype}:
         notes.append(f"weights of {', '.join(sorted(map(str, dtypes)))} are measured in {options.dtype}, on a copy")
-    digest = _digest(net)
+    digest = _digest(net, calibrated)
     x, y = to_device(found.at(small, options.upsample)[:2], options), found.y[:2].to(options.device)
     if len(x) < 2:
         x, y = x.repeat(2, 1, 1, 1), y.repeat(2)

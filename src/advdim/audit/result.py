@@ -21,6 +21,12 @@ from .plan import CHECKPOINT, FRESH
 #: Local slopes that differ by no more than this pass for one power law, however small the noise.
 SAME_SLOPE = 0.1
 
+#: Of a printed audit, before its lines break.
+COLUMNS = 110
+
+#: A space at which no line breaks.
+KEPT = "\N{NO-BREAK SPACE}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,14 +112,18 @@ class Audit:
             c = self.counted
             lines.append(f"paths     {c.slope:+.2f} [{c.low:+.2f}, {c.high:+.2f}], by path counting")
         if self.budget is not None:
-            lines.append(f"budget    {self.budget.summary()}")
-        said = textwrap.wrap(f"VERDICT   {self.verdict}", 110, subsequent_indent=" " * 10, break_on_hyphens=False)
-        return "\n".join([*lines, *self.notes, *said])
+            steps = self.budget.summary().replace(" ", KEPT).replace(KEPT * 2, "  ")  # a step stays in one line
+            lines += [line.replace(KEPT, " ") for line in _wrapped(f"budget    {steps}")]
+        return "\n".join([*lines, *self.notes, *_wrapped(f"VERDICT   {self.verdict}")])
 
     @property
     def seeds(self) -> int:
         """How many seeds were measured at every size."""
         return len({cell.seed for cell in self.cells})
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent=" " * 10, break_on_hyphens=False)
 
 
 def _count(n: int, what: str) -> str:
@@ -184,6 +194,16 @@ def fit(
     law = exponent(d, gradient)
     parts = layers.budget(d, gradient, inside, q) if names and "x" in inside else None
     return law, is_power_law(d, gradient), parts, notes
+
+
+def of_medians(audit: Audit) -> PowerLaw | None:
+    """The exponent of the median over images, which a few images cannot dominate; None where a median is 0."""
+    sizes = [row.size for row in audit.rows]
+    by_key = {(cell.size, cell.seed): statistics.median(cell.values["l_q"]) for cell in audit.cells}
+    if len(sizes) < 2 or min(by_key.values()) <= 0:
+        return None
+    seeds = sorted({cell.seed for cell in audit.cells})
+    return exponent([size**2 for size in sizes], [[by_key[size, seed] for seed in seeds] for size in sizes])
 
 
 def counted(cells: Sequence[Cell], sizes: Sequence[int], channels: int) -> PowerLaw | None:

@@ -197,7 +197,7 @@ def _record(arguments: argparse.Namespace) -> None:
     from ..experiments import spec
 
     points, folder = _points(arguments)
-    out = Path(arguments.out) if arguments.out else _package_record(arguments)
+    out = Path(arguments.out) if arguments.out is not None else _package_record(arguments)
     found = [_load(folder, p) or {"spec": spec.as_dict(p), "status": "missing"} for p in points]
     header: dict[str, Any] = {"experiment": arguments.experiment, "scale": arguments.scale}
     header["command"] = _command(arguments)
@@ -216,7 +216,7 @@ def _restore(arguments: argparse.Namespace) -> None:
     from ..experiments import spec, store
 
     points, folder = _points(arguments)
-    record = Path(arguments.record) if arguments.record else _package_record(arguments)
+    record = Path(arguments.record) if arguments.record is not None else _package_record(arguments)
     known = {spec.key(p) for p in points}
     own = [point for point in records.read_record_file(record)[1] if spec.key_of(point["spec"]) in known]
     print(f"{store.restore(folder, own)} points restored from {record}")

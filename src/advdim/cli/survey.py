@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+DEFAULTS = {"seeds": 8, "images": 16}
 
 
 def register(groups: Any) -> None:
@@ -20,8 +24,10 @@ def register(groups: Any) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="*", help="as for audit (default: 16 of torchvision's)")
     parser.add_argument("--data", required=True, metavar="DATA", help="a data set's name, or a folder CLASS/IMAGE")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="PX", help="of the networks that are named")
-    parser.add_argument("--seeds", type=int, default=8, metavar="N", help="networks per size (default: 8)")
-    parser.add_argument("--images", type=int, default=16, metavar="N", help="default: 16")
+    parser.add_argument(
+        "--seeds", type=int, default=DEFAULTS["seeds"], metavar="N", help="networks per size (default: 8)"
+    )
+    parser.add_argument("--images", type=int, default=DEFAULTS["images"], metavar="N", help="default: 16")
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: the best at hand)")
     parser.add_argument("--out", default="survey", metavar="DIR", help="what is done is kept there (default: survey)")
     parser.add_argument("--record", metavar="FILE", help="write the record of what is done, and measure no more")
@@ -39,11 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.specs:
         sizes = None if arguments.sizes is None else tuple(arguments.sizes)
         chosen = tuple(survey.Architecture(spec, sizes, "") for spec in arguments.specs)
-    command = " ".join(["advdim survey", *arguments.specs, f"--data {arguments.data}"])
+    try:
+        asked = _asked(chosen, arguments)
+        done = {name: points for name in asked if (points := _kept(folder / f"{name}.json", asked[name])) is not None}
+    except (Refusal, ValueError, OSError) as refusal:
+        print("advdim:", " ".join(str(refusal).split()), file=sys.stderr)
+        return 2
+    command = _command(arguments)
     refused = 0
     for architecture in chosen:
-        file = folder / f"{architecture.name}.json"
-        if file.exists() or arguments.record:
+        if architecture.name in done or arguments.record:
             continue
         try:
             points = _measure(architecture, folder / architecture.name, arguments, command)
@@ -54,13 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print(f"advdim: interrupted; the same command goes on from {folder}", file=sys.stderr)
             return 130
-        write_text(file, json.dumps(points) + "\n")
-    files = {a.name: folder / f"{a.name}.json" for a in chosen}
-    done = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
+        kept = {"asked": asked[architecture.name], "points": points}
+        kept["checksum"] = _checksum(kept)
+        write_text(folder / f"{architecture.name}.json", json.dumps(kept, allow_nan=False) + "\n")
+        done[architecture.name] = points
     if not done:
         print("advdim: no network is done", file=sys.stderr)
         return 2
-    points = [point for of in done.values() for point in of]
+    points = [point for name in asked for point in done.get(name, ())]
     if arguments.record:
         header = {"experiment": "architectures", "command": command}
         if len(done) < len(chosen):
@@ -68,6 +80,70 @@ def run(arguments: argparse.Namespace) -> int:
         write_record(Path(arguments.record), header, points)
     print(survey.table(survey.audits(points)))
     return 1 if refused else 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What to type to get the same numbers: without options that have their default, or change no number."""
+    words = ["advdim survey", *arguments.specs, f"--data {arguments.data}"]
+    if arguments.specs and arguments.sizes:
+        words.append(f"--sizes {' '.join(map(str, arguments.sizes))}")
+    words += [f"--{name} {value}" for name, value in _numbers(arguments).items() if value != DEFAULTS[name]]
+    return " ".join(words)
+
+
+def _numbers(arguments: argparse.Namespace) -> dict[str, int]:
+    return {name: getattr(arguments, name) for name in DEFAULTS}
+
+
+def _asked(chosen: Sequence[Any], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is asked for, by network: all that its numbers depend on."""
+    from ..audit import Refusal
+    from ..audit.images import gather
+
+    if arguments.sizes and not arguments.specs:
+        raise Refusal("--sizes are those of networks that are named: name some, or leave it out")
+    checksum = gather(arguments.data, arguments.images).checksum
+    asked: dict[str, dict[str, Any]] = {}
+    for a in chosen:
+        if a.name in asked:
+            raise Refusal(f"two networks are called {a.name}, and would be kept in one file: survey one at a time")
+        sizes = None if a.sizes is None else list(a.sizes)
+        asked[a.name] = {"network": a.spec, "data": checksum, "sizes": sizes, **_numbers(arguments)}
+    return asked
+
+
+def _kept(file: Path, asked: dict[str, Any]) -> list[Any] | None:
+    """The points of a network that is done, as it is asked for; None if it is not done."""
+    from ..audit import Refusal
+    from ..data.layout import require_file
+
+    cure = f"name another folder by --out, or delete {file} and {file.with_suffix('')}"
+    try:
+        require_file(file)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept.pop("checksum") != _checksum(kept):
+            raise ValueError("its checksum is another")
+        theirs, points = kept["asked"], kept["points"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:60]}"
+        raise Refusal(f"{file} holds no result of a survey ({reason}): {cure}") from error
+    different = [f"{n} {_short(theirs.get(n))}, asked for {_short(v)}" for n, v in asked.items() if theirs.get(n) != v]
+    if different:
+        raise Refusal(f"{file} was measured with {'; '.join(different)}: {cure}")
+    return list(points)
+
+
+def _checksum(kept: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _short(value: Any) -> str:
+    """A value in a message: lists without brackets, of a checksum the beginning."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "of its own" if value is None else str(value)[:40] if len(str(value)) != 64 else str(value)[:12]
 
 
 def _measure(architecture: Any, folder: Path, arguments: argparse.Namespace, command: str) -> list[dict[str, Any]]:

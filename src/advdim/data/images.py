@@ -182,12 +182,19 @@ def _read(path: str, mode: str = "RGB") -> Array:
     try:
         layout.require_file(Path(path))
         with Image.open(path) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # Pillow clips these to white
+            if image.mode in ("I", "F") or image.mode.startswith("I;") or _is_cut(image):  # Pillow clips these to white
                 raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}): convert it to 8 bits first")
             pixels = np.array(image.convert(mode))
     except Exception as error:  # from a damaged file, Pillow raises whatever it stumbles over
         raise ValueError(f"cannot read the image {path}: {error}") from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _is_cut(image: Any) -> bool:
+    """Whether Pillow keeps the upper 8 of a colour's 16 bits, as it says in what it hands to its decoders."""
+    handed = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in image.tile]
+    of_16 = any(isinstance(word, str) and word[-4:-1] == ";16" for words in handed for word in words)  # RGB;16B
+    return of_16 or (image.format == "PPM" and any(isinstance(most, int) and most > 255 for most in handed[0]))
 
 
 def _open(name: str, split: str, root: str | Path | None, mode: str = "RGB") -> _Source:

@@ -149,7 +149,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
     """Accuracy, gradient norms and the outcomes of the named attacks, or of all, as :func:`run` names them."""
     g = measure.gradient_norms(model, x, y)
     outputs = measure.outputs(model, x)
-    loss, predictions = measure.cross_entropy(outputs, y), outputs.argmax(1)
+    loss, predictions = measure.cross_entropy(outputs, y), measure.predictions(outputs)
     first_order = eps * g[1]
     order = first_order.argsort()
     metrics: Metrics = {"l1": _mean(g[1]), "l2": _mean(g[2]), "loss": _mean(loss), "bins": _bins(first_order, order)}
@@ -174,7 +174,7 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, eps: float, names: Collecti
         if names is not None and name not in names:
             continue
         images = attacks.deepfool(model, x, p=p)  # from the prediction, whether it is right or wrong
-        moved = measure.outputs(model, images).argmax(1) != predictions
+        moved = measure.predictions(measure.outputs(model, images)) != predictions
         distance = norms.norm(images - x, p)
         near = moved & (distance <= norms.threshold(eps, p, x[0].numel()))
         metrics |= {f"{name}_found": _mean(moved), f"{name}_distance": _mean(distance[moved])}

@@ -106,7 +106,7 @@ def _columns(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float], block
     g, outputs = gradients_and_outputs(model, x, y)
     columns = gradients(g, blocks)
     columns |= {f"{name}_square": columns[name].square() for name in ("l2", "on_l2")}
-    columns |= {"loss": measure.cross_entropy(outputs, y), "accuracy": outputs.argmax(1) == y}
+    columns |= {"loss": measure.cross_entropy(outputs, y), "accuracy": measure.predictions(outputs) == y}
     for norm, p in NORMS.items():
         step = norms.steepest(g, p)  # one gradient for all sizes
         for size in eps:
@@ -128,8 +128,8 @@ def _pgd(model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float]) -> Column
 def _outcome(attack: str, before: Tensor, after: Tensor, y: Tensor) -> Columns:
     return {
         f"{attack} damage": measure.cross_entropy(after, y) - measure.cross_entropy(before, y),
-        f"{attack} vulnerability": before.argmax(1) != after.argmax(1),
-        f"{attack} accuracy": after.argmax(1) == y,
+        f"{attack} vulnerability": measure.predictions(before) != measure.predictions(after),
+        f"{attack} accuracy": measure.predictions(after) == y,
     }
 
 

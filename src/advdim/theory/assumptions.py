@@ -12,7 +12,7 @@ from ..models.initialise import in_degree, weight_layers, weight_total
 from .graph import branches, straightened
 from .path_counting import area, batch_norm_scale, known_layers, path_second_moment
 
-UNSEEN = "true of freshly drawn weights, not of trained ones: who drew these, or trained them, cannot be seen"
+UNSEEN = "true of freshly drawn weights, not of trained ones; which these are cannot be seen"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _not_covered(model: nn.Module, why: str) -> Assumptions:
     if smooth:
         gates = Assumption("H1", "fails", f"{', '.join(smooth)} is no ReLU: a gate is neither open nor shut")
     paths = Assumption("H2", "not covered", found or "whether a path crosses each layer once could not be traced")
-    rest = "the theorem's sums over paths are not those of this network; advdim.audit measures what it does instead"
+    rest = "the theorem's sums over paths are not this network's; advdim.audit measures its own exponent"
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not _is_identity(m)]
     independent = _between_layers(model, norms)
     return Assumptions(

@@ -34,18 +34,18 @@ const figure = (root, live, data) => {
       svg("line", { x1: R * end(-1.3)[0], y1: -R * end(-1.3)[1], x2: R * end(1.3)[0], y2: -R * end(1.3)[1], stroke: "currentColor", "stroke-dasharray": "5 4" }),
       arrow(g.map((v) => 1.5 * v), "var(--cool)", 2), arrow(d, "var(--hot)", 3),
       svg("text", { x: R * 1.62 * g[0], y: -R * 1.62 * g[1] + 4, fill: "var(--cool)" }, "g"),
-      svg("text", { x: R * 1.2 * d[0] + 6, y: -R * 1.2 * d[1] - 4 }, "\u03b4*"));
+      svg("text", { x: R * 0.6 * d[0] + 14 * d[1] - 6, y: 14 * d[0] - R * 0.6 * d[1] + 6, fill: "var(--hot)" }, "\u03b4*"));
     const many = data.g, spent = worst(many, p), tall = Math.max(...spent.map(Math.abs)), most = Math.max(...many.map(Math.abs));
     const used = spent.map((v) => (p === Infinity ? 1 : Math.abs(v) ** p)), sorted = [...used].sort((a, b) => b - a);
     const sum = used.reduce((a, b) => a + b, 0);
     let half = 0, total = 0;
     while (total < sum / 2 - 1e-12) total += sorted[half++];
-    bars.replaceChildren(svg("text", { x: 0, y: 12 }, "the gradient's 64 coordinates"), svg("text", { x: 0, y: 142 }, "the worst perturbation's"),
+    bars.replaceChildren(svg("text", { x: 0, y: 12 }, "the gradient's 64 coordinates"), svg("text", { x: 0, y: 142 }, "the worst perturbation's 64 coordinates"),
       ...many.flatMap((v, i) => [
         svg("rect", { x: 6.4 * i, width: 5, y: 70 - Math.max(0, 48 * v / most), height: 48 * Math.abs(v) / most, fill: "var(--cool)" }),
         svg("rect", { x: 6.4 * i, width: 5, y: 200 - Math.max(0, 48 * spent[i] / tall), height: 48 * Math.abs(spent[i]) / tall, fill: "var(--hot)" }),
       ]));
-    note.textContent = `p = ${name(p)}, q = ${name(q)}. In the plane the rise is \u2016g\u2016_q = ${h.toFixed(3)} for a unit of budget. ` +
+    note.textContent = `p = ${name(p)}, q = ${name(q)}. In the plane the dual norm of g is ${h.toFixed(3)}: so much the worst perturbation of size 1 gains. ` +
       `Of 64 coordinates, ${half} take half of the budget.`;
   };
   const angle = range("Direction of g", [-180, 180, 3], Math.round(now.angle * 180 / Math.PI), (v) => `${v}\u00b0`, (v) => { now.angle = v * Math.PI / 180; draw(); });

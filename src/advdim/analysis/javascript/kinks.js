@@ -1,7 +1,7 @@
 // The loss along one attack, for a network with kinks and for a smooth one, and how the error of first order shrinks.
 const figure = (root, live, data) => {
   const { el, svg, range } = kit;
-  const names = Object.keys(data.networks), colours = ["var(--hot)", "var(--cool)"];
+  const names = Object.keys(data.networks), colours = ["var(--kinked, #7c3aed)", "var(--smooth, #0f766e)"];
   const now = { at: Math.floor(0.8 * data.sizes.length) };
   const short = (v) => (v === 0 ? "0" : Math.abs(v) < 1e-3 ? v.toExponential(1) : `${+v.toPrecision(3)}`).replace("-", "\u2212");
   const left = svg("svg", { viewBox: "0 0 340 300", role: "img", "aria-label": "rise of the loss against the size of the attack" });
@@ -18,7 +18,7 @@ const figure = (root, live, data) => {
     const places = data.kinks.filter((k) => k <= reach);
     left.replaceChildren(svg("text", { x: 0, y: 14 }, "rise of the loss; dashed: first order"),
       svg("line", { x1: 40, x2: 320, y1: 262, y2: 262, stroke: "currentColor" }),
-      ...places.map((k) => svg("line", { x1: X(k), x2: X(k), y1: 262, y2: 270, stroke: "var(--hot)" })),
+      ...places.map((k) => svg("line", { x1: X(k), x2: X(k), y1: 262, y2: 270, stroke: colours[0] })),
       ...names.flatMap((n, c) => [tangent(n, c), curve(n, c)]),
       svg("text", { x: 36, y: 46, "text-anchor": "end" }, `${+top.toPrecision(2)}`), svg("text", { x: 36, y: 266, "text-anchor": "end" }, "0"),
       svg("text", { x: 320, y: 290, "text-anchor": "end" }, `\u03b5 = ${short(reach)}; ticks: kinks`));
