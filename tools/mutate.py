@@ -6,8 +6,8 @@ call left out) in one of the modules below. From each module, as many are drawn 
 First each test runs once on the package as it is, and what lines of the modules it runs is noted. A mutant then meets
 the tests that run its line, those first that are quick, have noticed many mutants, and are of the module's own file;
 after them, the other tests of the same files; up to the first failure, a crash, or a time-out: it is killed. It has
-survived if all pass, or as many as take --seconds together. Tests marked slow, gpu, process or browser are left out,
-so the score is a lower bound of what the whole suite notices.
+survived if all pass, or as many as take --seconds together, and, unless it is listed, five times as long. Tests marked
+slow, gpu, process or browser are left out, so the score is a lower bound of what the whole suite notices.
 
 The score is the number killed, divided by the number tried less those that mutants.toml lists as equivalent: changes
 that make no difference, with the reason. A survivor that is not listed fails the run, as does a score below 92%.
@@ -52,6 +52,7 @@ LISTED = Path(__file__).with_name("mutants.toml")
 KEPT = ROOT / ".mutants"
 LEAST = 0.92
 ANEW = b"anew"
+AGAIN = 5  # times as many seconds of tests meet what has survived without being listed
 OWN = 3  # how much more a test of the module's own file promises
 MEMORY = 4 * 2**30  # bytes that a mutant may ask for
 
@@ -515,17 +516,38 @@ class Campaign:
         if len(self.results) % 50 == 0:
             print(f"{len(self.results)} mutants so far", flush=True)
 
-    def resume(self) -> None:
-        """Read what was kept: what survived other tests than these is tried again."""
-        if (KEPT / "results.jsonl").exists():
-            now = digest(*test_files())
-            for line in (KEPT / "results.jsonl").read_text().splitlines():
-                name, result, tests = json.loads(line)
-                if result or tests == now:
-                    self.results[name] = result
-                if killer := self.tests.get(result):
-                    killer.kills += 1
-                    killer.tried += 1
+    def resume(self, start: int = 0) -> None:
+        """Read what was kept, from a line on: what survived other tests than these is tried again."""
+        now = digest(*test_files())
+        for line in self.told()[start:]:
+            name, result, tests = json.loads(line)
+            if result or tests == now:
+                self.results[name] = result
+            if killer := self.tests.get(result):
+                killer.kills += 1
+                killer.tried += 1
+
+    def attempt(self, tried: Sequence[Mutant]) -> None:
+        """Try mutants, in an order of which an interrupted run has seen all modules."""
+        left = list(tried)
+        random.Random(0).shuffle(left)
+        for mutant in left:
+            if not mutant.inside:
+                self.anew(mutant)
+        inside = [m for m in left if m.inside]
+        done = len(self.told())
+        # In a fork, too: what the tests import is never in this process, where the next mutant may be imported.
+        if inside and forked(lambda _: self.in_place(inside))[0]:
+            raise SystemExit("the process that tries mutants has died; the same command goes on")
+        self.resume(done)
+        for mutant in inside:
+            if self.name(mutant) not in self.results:
+                self.anew(mutant)
+
+    def told(self) -> list[str]:
+        """The lines of what was kept."""
+        kept = KEPT / "results.jsonl"
+        return kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
 
     def in_place(self, tried: Sequence[Mutant]) -> None:
         """Try mutants of functions, each in a fork of one process that has collected the tests."""
@@ -638,19 +660,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (KEPT / "results.jsonl").unlink(missing_ok=True)
     campaign = Campaign(lines_of_tests(), options.seconds)
     campaign.resume()
-    left = [m for m in tried if campaign.name(m) not in campaign.results]
-    random.Random(0).shuffle(left)  # an interrupted run has seen all modules
-    for mutant in left:
-        if not mutant.inside:
-            campaign.anew(mutant)
-    if inside := [m for m in left if m.inside]:
-        # In a fork, too: what the tests import is never in this process, where the next mutant may be imported.
-        if forked(lambda _: campaign.in_place(inside))[0]:
-            raise SystemExit("the process that tries mutants has died; the same command goes on")
-        campaign.resume()
-        for mutant in inside:
-            if campaign.name(mutant) not in campaign.results:
-                campaign.anew(mutant)
+    campaign.attempt([m for m in tried if campaign.name(m) not in campaign.results])
+    campaign.seconds *= AGAIN  # those tests that promised little are still to come
+    campaign.attempt([m for m in tried if not campaign.results[campaign.name(m)] and m.key not in listed])
     return 0 if score(tried, lambda m: campaign.results[campaign.name(m)], listed) else 1
 
 

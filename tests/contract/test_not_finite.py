@@ -197,3 +197,20 @@ def test_the_theory_of_a_nan_network_says_so():
     judged = theory.check_assumptions(net)
     assert judged["H3"].status == judged["S"].status == "fails"
     assert not judged.hold
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("joined", [False, True])
+def test_paths_through_a_nan_are_refused(bad, joined):
+    """Its gates would count as shut: the prediction was 0, of a network without any paths."""
+    net, (x, _) = models.build("mlp", (2, 6, 6), 4).double(), batch()
+    if joined:
+        net = nn.Sequential(nn.Flatten(), models.Residual(nn.Linear(72, 72), nn.ReLU(), nn.Linear(72, 72)), nn.ReLU())
+        net = net.append(nn.Linear(72, 4)).double()
+    next(m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)).weight.data[0, 0] = bad
+    for counts in (theory.path_second_moment, theory.predicted_norms):
+        with pytest.raises(ValueError, match="NaN or infinite activations at"):
+            counts(net, x=x)
+    if not joined:
+        with pytest.raises(ValueError, match="NaN or infinite activations at Linear"):
+            theory.open_gate_shares(net, x)

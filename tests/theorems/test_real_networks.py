@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers.by_hand import images, logit_gradient
 from scipy import stats
 from torch import nn
@@ -75,6 +76,38 @@ def test_real_gates_of_shared_weights_over_all_signs(padding):
     first, second = nn.Conv2d(1, 1, **kernel), nn.Conv2d(1, 1, stride=(1, 2), **kernel)
     net = net_of(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(3, 1, bias=False), shape=(1, 1, 6))
     torch.testing.assert_close(all_signs(net, x), theory.path_second_moment(net), rtol=1e-12, atol=1e-15)
+
+
+def test_weights_of_unknown_law_count_with_their_squares_over_all_signs():
+    """Drawn by PyTorch, of any sizes, in a depthwise layer on one place, through batch-norm: exact over the signs."""
+    torch.manual_seed(0)
+    second = nn.Conv2d(2, 2, (1, 3), padding=(0, 1), groups=2, bias=False)
+    norm, last = nn.BatchNorm2d(2, affine=False), nn.Linear(2, 1, bias=False)
+    norm.running_var = torch.tensor([0.3, 5.0])
+    layers = nn.Conv2d(1, 2, (1, 2), bias=False), second, norm, nn.Flatten(), last
+    net, x = nn.Sequential(*layers).double().eval(), images(1, 1, 1, 2)
+    weighted = {f"{i}.weight": net[i].weight.detach() for i in (0, 1, 4)}
+    counts = [weight.numel() for weight in weighted.values()]
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=sum(counts))), dtype=torch.float64)
+    parts = zip(weighted.items(), signs.split(counts, dim=1), strict=True)
+    weights = {name: weight * part.view(-1, *weight.shape) for (name, weight), part in parts}
+    exact = gradients_for(net, weights, x).square().mean(0)
+    torch.testing.assert_close(exact, theory.path_second_moment(net, x=x), rtol=1e-12, atol=1e-15)
+    by_means = theory.path_second_moment(net, (1, 1, 2))  # without images, as by a law: one variance for all
+    assert float(by_means[0, 0, 0]) == pytest.approx(float(by_means[0, 0, 1]), rel=1e-12)
+
+
+def test_depthwise_layers_behind_batch_norm_have_the_counted_level():
+    """MNASNet at 32 px, with one place in its last maps: the mean square of all weights would be 30 times too large."""
+    x = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    net = torchvision.models.mnasnet0_5().eval()
+    models.calibrate_batch_norm(net, x)
+    leaf = x[:2].requires_grad_()
+    out = net(leaf)[:, :10]
+    pulled = [torch.autograd.grad(out[:, k].sum(), leaf, retain_graph=True)[0] for k in range(10)]
+    level = torch.stack(pulled).double().square().sum((2, 3, 4)).mean()
+    assert abs(math.log(float(level / theory.path_second_moment(net, x=x[:2].detach()).sum()))) < 1
 
 
 @pytest.mark.parametrize("padding", ["reflect", "circular"])

@@ -196,6 +196,16 @@ def fit(
     return law, is_power_law(d, gradient), parts, notes
 
 
+def of_medians(audit: Audit) -> PowerLaw | None:
+    """The exponent of the median over images, which a few images cannot dominate; None where a median is 0."""
+    sizes = [row.size for row in audit.rows]
+    by_key = {(cell.size, cell.seed): statistics.median(cell.values["l_q"]) for cell in audit.cells}
+    if len(sizes) < 2 or min(by_key.values()) <= 0:
+        return None
+    seeds = sorted({cell.seed for cell in audit.cells})
+    return exponent([size**2 for size in sizes], [[by_key[size, seed] for seed in seeds] for size in sizes])
+
+
 def counted(cells: Sequence[Cell], sizes: Sequence[int], channels: int) -> PowerLaw | None:
     """The exponent of what path counting predicts, where it was counted for every cell."""
     by_key = {(cell.size, cell.seed): cell.counted for cell in cells if cell.counted is not None}

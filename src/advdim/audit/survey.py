@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from ..analysis import PowerLaw, exponent, records
 from . import verdict
 from .cells import Cell
 from .plan import FRESH
-from .result import Audit
+from .result import Audit, of_medians
 
 SIZES, SMALL = (32, 64, 128, 224), (32, 64, 128)
 
@@ -152,14 +152,6 @@ def _audit(of: Sequence[records.Record]) -> tuple[Architecture, Audit]:
     return architecture, found
 
 
-def of_medians(audit: Audit) -> PowerLaw:
-    """The exponent of the median over images, which a few images cannot dominate."""
-    sizes = [row.size for row in audit.rows]
-    by_key = {(cell.size, cell.seed): median(cell.values["l_q"]) for cell in audit.cells}
-    seeds = sorted({cell.seed for cell in audit.cells})
-    return exponent([size**2 for size in sizes], [[by_key[size, seed] for seed in seeds] for size in sizes])
-
-
 def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
     """One line per network: its readout, the law with that readout's step, and the exponent with its interval."""
     names = f"{'network':18} {'readout':18} {'px':>7} {'law':>12}"
@@ -168,10 +160,12 @@ def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
         if audit.exponent is None:
             continue
         counted = "" if audit.counted is None else f"{audit.counted.slope:+.2f}"
-        bent = "*" if audit.power_law is False else " "
+        bent, middle = "*" if audit.power_law is False else " ", of_medians(audit)
         px = f"{audit.rows[0].size}-{audit.rows[-1].size}"
         line = f"{architecture.name:18} {architecture.readout:18} {px:>7} {_range(architecture.law):>12}  "
-        line += f"{_interval(audit.exponent):>20}{bent}  {_interval(of_medians(audit)):>20}  {counted:>5}"
+        line += (
+            f"{_interval(audit.exponent):>20}{bent}  {'' if middle is None else _interval(middle):>20}  {counted:>5}"
+        )
         lines.append(line.rstrip())
     return "\n".join([*lines, "* no power law: the slopes between neighbouring sizes differ beyond noise"])
 
@@ -201,6 +195,8 @@ def draw(found: Sequence[tuple[Architecture, Audit]], ax: Any, most: float = 1.3
             low, high = architecture.law
             ax.plot([low - 0.02, high + 0.02], [i, i], color="0.8", linewidth=10, solid_capstyle="butt", zorder=1)
         for law, marker, colour, up in ((e, "o", "C0", -0.15), (of_medians(audit), "s", "C1", 0.15)):
+            if law is None:
+                continue
             if abs(law.slope) > most:
                 ax.text(most, i + up, f"{law.slope:.2f} →", color=colour, ha="right", va="center", fontsize=8)
                 continue

@@ -102,14 +102,23 @@ def _growth(audit: Audit, whose: str) -> list[str]:
             f"Not a power law: its slope is {min(law.local):+.2f} to {max(law.local):+.2f} between neighbouring sizes, "
             "so the exponent holds for these sizes alone."
         )
-    return [*sentences, *_largest(audit.budget)]
+    return [*sentences, *_dominated(audit), *_largest(audit.budget)]
+
+
+def _dominated(audit: Audit) -> list[str]:
+    """That a few images make the mean, where they do, and what the others say."""
+    heavy = [row.size for row in audit.rows if row.mean > 3 * row.median]
+    if not heavy or audit.question == CHECKPOINT:  # whose exponent is a mean over those of its images
+        return []
+    said = f"A few images dominate the mean at {_sizes(heavy)}: it is more than 3 times the median"
+    typical = result.of_medians(audit)
+    if typical is None:
+        return [f"{said}."]
+    return [f"{said}, whose exponent is {typical.slope:+.2f} [{typical.low:+.2f}, {typical.high:+.2f}]."]
 
 
 def _fresh(audit: Audit) -> list[str]:
-    said = _growth(audit, "Fresh, ")
-    heavy = [row.size for row in audit.rows if row.mean > 3 * row.median]
-    if heavy:
-        said.append(f"A few images dominate the mean at {_sizes(heavy)}: it is more than 3 times the median.")
+    said = _growth(audit, "Fresh, ") or _dominated(audit)
     return [*said, "This says nothing of trained weights."]
 
 

@@ -107,6 +107,16 @@ def _check_sum(node: fx.Node, fixed: dict[fx.Node, set[fx.Node]]) -> None:
         )
 
 
+def refuse_non_finite(value: Any, where: object) -> None:
+    """Refuse activations that are no numbers: the gates behind them would count as shut, and their paths as none.
+
+    Raises:
+        ValueError: a NaN or an infinity is among them; the message says where.
+    """
+    if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+        raise ValueError(f"the model has NaN or infinite activations at {where}: no paths can be counted through them")
+
+
 class _Gates(fx.Interpreter):
     """One forward pass on images that notes which gates are open and which input each maximum picks."""
 
@@ -128,7 +138,9 @@ class _Gates(fx.Interpreter):
                 )[1]
         elif n.target in RELUS:
             self.open[n.name] = self.env[n.all_input_nodes[0]] > 0
-        return super().run_node(n)
+        found = super().run_node(n)
+        refuse_non_finite(found, n.name)
+        return found
 
 
 class _Walk(fx.Interpreter):
@@ -197,7 +209,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def graph_moment(traced: fx.GraphModule, squared: Squared, start: Tensor, x: Tensor | None) -> Tensor:
-    """Path sums into the first output, [C, H, W], float64: a mean over images x, or with gates at 1/2.
+    """Path sums into an output, mean over them, [C, H, W], float64: a mean over images x, or with gates at 1/2.
 
     Args:
         traced: of :func:`trace`.
@@ -214,5 +226,5 @@ def graph_moment(traced: fx.GraphModule, squared: Squared, start: Tensor, x: Ten
         start = start.expand(len(x), *start.shape[1:])
     start = start.detach().clone().requires_grad_()
     h = _Walk(traced, squared, gates).run(start)
-    (moment,) = torch.autograd.grad(h[:, 0].sum(), start)
+    (moment,) = torch.autograd.grad(h.mean(1).sum(), start)
     return moment.mean(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from .. import data
 from ..models.device import full_float32
 from ..models.initialise import WeightLaw, weight_layers
 from ..models.layers import Normalise
-from .graph_walk import graph_moment, trace
+from .graph_walk import graph_moment, refuse_non_finite, trace
 
 KNOWN = (
     nn.Flatten,
@@ -48,6 +49,11 @@ def path_second_moment(
     image, neuron by neuron, and the result is the mean over the images. Without x they are coins, which misses the
     level where a ReLU follows a shortcut, because its gate is open more than half the time.
 
+    With images x, weights that were not drawn by this package count with their own squares: the second moment is then
+    one over their signs, given their sizes. In wide layers that comes to the same. In a depthwise convolution with
+    batch-norm behind it does not: a channel has few weights, of which a map of one place uses the middle one alone, and
+    the running variance by which it is divided has their squares in it.
+
     Args:
         model: a network of the layers that :func:`advdim.models.build` uses, in a sequence or joined by sums, with
             dropout in eval mode and adaptive averages besides. Batch-norm acts through its running statistics.
@@ -56,11 +62,13 @@ def path_second_moment(
 
     Returns:
         [C, H, W], float64, on the model's device (on the CPU for Apple's MPS, which has no float64); its sum is
-        :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, one value for all classes k.
+        :math:`\mathbb{E} \lVert \nabla f_k \rVert_2^2`, the mean over classes k, which all have one value where the law
+        of the weights is known.
 
     Raises:
         TypeError: if the model has layers whose paths are not known here, or x is no tensor of images.
-        ValueError: if no image shape is known, or x has another shape, no image, or a NaN or an infinity.
+        ValueError: if no image shape is known, or x has another shape, no image, or a NaN or an infinity; or if the
+            model has one on the way from x.
     """
     shape = image_shape or (x.shape[1:] if x is not None else getattr(model, "image_shape", None))
     if shape is None:
@@ -70,13 +78,13 @@ def path_second_moment(
     with torch.inference_mode(False), torch.enable_grad():
         start = torch.ones(1, *shape, dtype=torch.float64, device=device, requires_grad=True)
         if not is_plain(model):
-            return graph_moment(trace(model, KNOWN), _squared, start, x)
+            return graph_moment(trace(model, KNOWN), partial(_squared, own=x is not None), start, x)
         layers = known_layers(model)
         chances = [0.5 if isinstance(m, nn.ReLU) else 1.0 for m in layers] if x is None else open_gate_shares(model, x)
         h: Tensor = start
         for layer, chance in zip(layers, chances, strict=True):
-            h = chance * _squared(layer, h)
-        (moment,) = torch.autograd.grad(h[0, 0], start)
+            h = chance * _squared(layer, h, own=x is not None)
+        (moment,) = torch.autograd.grad(h[0].mean(0), start)
     return moment[0]
 
 
@@ -95,7 +103,7 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
 
     Raises:
         TypeError: as :func:`path_second_moment`.
-        ValueError: if x is not [N, C, H, W], has no image, or a NaN or an infinity.
+        ValueError: if x is not [N, C, H, W], has no image, or a NaN or an infinity; or if the model has one.
     """
     data.check(x)
     layers = known_layers(model)
@@ -104,6 +112,7 @@ def open_gate_shares(model: nn.Module, x: Tensor) -> list[float]:
     with torch.no_grad(), full_float32():  # a gate near 0 would open or shut by rounding
         for i, layer in enumerate(layers):
             x = layer(x)
+            refuse_non_finite(x, layer)
             share = 1.0
             if isinstance(layer, nn.ReLU):
                 share = before = int((x > 0).sum()) / x.numel()
@@ -157,15 +166,13 @@ def known_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _squared(layer: nn.Module, h: Tensor) -> Tensor:
+def _squared(layer: nn.Module, h: Tensor, own: bool = False) -> Tensor:
     """The layer with each weight replaced by its variance; what passes a gate or a maximum is left to the chances."""
     if isinstance(layer, nn.Linear):
-        return F.linear(h, h.new_full((layer.out_features, layer.in_features), variance(layer)))
+        return F.linear(h, _weights_squared(layer, own).to(h))
     if isinstance(layer, nn.Conv2d):
-        weight = h.new_full(
-            (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size), variance(layer)
-        )
-        out: Tensor = layer._conv_forward(h, weight, None)  # with the layer's own stride, dilation and padding
+        # With the layer's own stride, dilation and padding.
+        out: Tensor = layer._conv_forward(h, _weights_squared(layer, own).to(h), None)
         return out
     if isinstance(layer, nn.ReLU):
         return h
@@ -180,10 +187,13 @@ def _squared(layer: nn.Module, h: Tensor) -> Tensor:
     return h.flatten(1)
 
 
-def variance(layer: nn.Linear | nn.Conv2d) -> float:
-    """Variance of a layer's weights: what they were drawn from, or else their mean square."""
+def _weights_squared(layer: nn.Linear | nn.Conv2d, own: bool) -> Tensor:
+    """What weights count for, float64, on the CPU: the variance of their law; if unknown, their (mean) squares."""
     drawn: WeightLaw | None = vars(layer).get("weight_law")
-    return drawn.variance if drawn else float(layer.weight.detach().cpu().double().square().mean())
+    squares = layer.weight.detach().cpu().double().square()
+    if drawn is None and own:
+        return squares
+    return torch.full_like(squares, drawn.variance if drawn else float(squares.mean()))
 
 
 def area(pool: nn.MaxPool2d | nn.AvgPool2d) -> int:
