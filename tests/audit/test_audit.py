@@ -339,6 +339,23 @@ def test_a_power_law_is_called_bent_by_chance_in_few_cases():
     assert np.mean(wrong) < 0.08  # the level is 0.05
 
 
+def test_a_verdict_says_what_a_few_images_make_of_the_mean():
+    """Of trained networks, too: a mean that one image of eight makes, and the exponent of the others."""
+
+    def cell(size, seed):
+        norms = [size * (1 + 0.01 * seed)] * 7 + [size**3]
+        return cells.Cell(size, seed, {"l_q": norms, "l_2": norms, "loss": norms, "right": [1.0] * 8}, {})
+
+    measured = [cell(size, seed) for size in (8, 16, 32) for seed in (0, 1)]
+    settings = {"sizes": [8, 16, 32], "q": 1.0, "eps": 1.0, "calibration": "c", "resize": "r", "classes": 2}
+    found = verdict.concluded("fresh", "net", "data", measured, settings, [])
+    words = (
+        "dominate the mean at 8, 16, 32 px: it is more than 3 times the median, whose exponent is +0.50 [+0.50, +0.50]"
+    )
+    assert words in found.verdict
+    assert found.exponent.slope > 1
+
+
 def test_near_chance_is_two_standard_deviations():
     assert verdict.chance(10, 100) == pytest.approx(0.1 + 2 * 0.03)
 

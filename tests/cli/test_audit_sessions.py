@@ -63,6 +63,9 @@ def half():
 def two():
     return small()
 
+def normed():
+    return nn.Sequential(nn.BatchNorm2d(3), small())
+
 def three():
     return small(classes=3)
 
@@ -102,7 +105,7 @@ def session(where, monkeypatch, capsys):
     monkeypatch.setenv("ADVDIM_DATA", str(where / "root"))
 
     def type_in(line):
-        status = main(["audit", *line.split(), "--device", "cpu"])
+        status = main(["audit", "--device", "cpu", *line.split()])
         return status, *capsys.readouterr()
 
     return type_in
@@ -173,6 +176,13 @@ def test_a_transformer_whose_head_is_zero(session):
         ("net.py:two --data photos --sizes 0", "sizes are in pixels"),
         ("net.py:two --data photos --mean 0.5", "mean and std go together"),
         ("net.py:two --data photos --p 0.5", "p"),
+        ("net.py:two --data photos --device nowhere", "the device 'nowhere' cannot be used"),
+        ("net.py:two --data net.py", "net.py is a file: unpack it with advdim data add net.py"),
+        ("net.py:two --data photos --mean 0.5 0.5 --std 1 1", "mean has 2 numbers, the images have 3 channels"),
+        ("net.py:two --data photos --seeds 0", "seeds must be at least 1, got 0"),
+        ("net.py:two --data photos --budget nan", "budget_s must be positive"),
+        ("net.py:two --data photos --sizes 16 --out net.py", "cannot make the folder net.py (File exists)"),
+        ("net.py:two --data photos --train 1", "no images to train on beside those that are measured on"),
     ],
 )
 def test_broken_ones_are_refused_in_one_line(session, line, words):
@@ -180,6 +190,35 @@ def test_broken_ones_are_refused_in_one_line(session, line, words):
     assert (status, out) == (2, "")
     assert words in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("advdim: ")
+
+
+def test_one_seed_has_no_interval_and_few_images_are_said(session):
+    status, out, err = session("net.py:normed --data photos --sizes 16 32 --seeds 1 --no-calibrate")
+    assert status == 0
+    assert "6 images to measure on, of 32 asked for: there are no more" in err
+    assert "! 1 batch-norm is fresh: NOT calibrated" in err
+    assert "2 sizes, 1 seed, 6 images" in err
+    assert "without an interval, over 1 seed" in out
+    assert "nan" not in out
+
+
+def test_a_folder_is_trained_on_by_its_own_split(session, where):
+    for name in ("temple", "flower"):
+        for i, split in enumerate(("train", "train", "test")):
+            (where / "splits" / split / name).mkdir(parents=True, exist_ok=True)
+            image = Image.open(where / "photos" / name / f"{i}.png")
+            image.resize((32, 32)).save(where / "splits" / split / name / f"{i}.png")
+    status, out, _ = session("net.py:two --data splits --train 1 --sizes 16 32 --seeds 2")
+    assert status == 0
+    assert "trained per size" in out
+
+
+def test_other_sizes_of_a_network_that_is_told_its_size_are_another_audit(session, where):
+    line = "many.py:many --data photos --seeds 1 --images 2 --out sized"
+    assert session(f"{line} --sizes 16 32")[0] == 0
+    status, _, err = session(f"{line} --sizes 8 32")
+    assert status == 2
+    assert "another audit (smallest size, weights differ)" in err
 
 
 @pytest.mark.parametrize("name", ["a_tuple", "half", "three", "two"])

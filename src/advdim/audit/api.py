@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import models
 from ..theory import norms
 from ..train import Recipe
 from . import verdict
@@ -21,7 +21,7 @@ from .adapt import Refusal
 from .cells import Cell, Store, measure_cell
 from .images import Images, Upsample, gather
 from .plan import FRESH, TRAINED, Plan, plan
-from .prepare import Options, Ready, choose_sizes, prepare, take_off, to_device, training_images
+from .prepare import Options, Ready, check_channels, choose_sizes, prepare, take_off, to_device, training_images, usable
 from .result import Audit
 
 
@@ -94,8 +94,13 @@ def audit(
         Refusal: a ValueError, of what no honest number can come from; it names the cure.
     """
     norms.dual(p)
-    if not 0 < eps < math.inf or seeds < 1:
-        raise Refusal(f"eps must be positive and finite and seeds at least 1, got {eps} and {seeds}")
+    if not 0 < eps < math.inf:
+        raise Refusal(f"eps must be positive and finite, got {eps}")
+    if seeds < 1:
+        raise Refusal(f"seeds must be at least 1, got {seeds}")
+    if budget_s is not None and not budget_s > 0:
+        raise Refusal(f"budget_s must be positive, in seconds, got {budget_s}")
+    where = usable(device)
     found = gather(data, images)
     started = plan(make, weights=weights, size_arg=size_arg, native=found.native)
     if recipe is not None:
@@ -106,7 +111,7 @@ def audit(
         p,
         eps,
         layers,
-        models.device() if device == "auto" else torch.device(device),
+        where,
         dtype,
         logits,
         mean,
@@ -117,14 +122,18 @@ def audit(
         recipe,
         None if recipe is None else training_images(data, train_data),
     )
+    check_channels(options, found.x.shape[1])
     which = started.seeds or tuple(range(seeds))
     chosen, notes = choose_sizes(started, found, sizes, options)
     ready = take_off(started, found, chosen, which, options)
+    if len(found.y) < images:
+        notes.append(f"{_many(len(found.y), 'image')} to measure on, of {images} asked for: there are no more")
     notes += ready.notes
     for note in notes if say else ():
         say(note)  # type: ignore[misc]
     if say:
-        say(f"about {_duration(ready.seconds)}: {len(chosen)} sizes, {len(which)} seeds, {len(found.y)} images")
+        counts = (len(chosen), "size"), (len(which), "seed"), (len(found.y), "image")
+        say(f"about {_duration(ready.seconds)}: {', '.join(starmap(_many, counts))}")
     store = Store(None if out is None else Path(out), ready.identity)
     interrupted = _measure(started, found, chosen, which, options, ready, store, budget_s, progress)
     done = [seed for seed in which if all((size, seed) in store.cells for size in chosen)]
@@ -218,6 +227,10 @@ def _resize(found: Images, chosen: Sequence[int], options: Options) -> str:
         return f"images as they are, {found.native} px"
     how = " and ".join(sorted({str(way) for way in ways.values()}))
     return f"resized from {found.native} px by {how}"
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def _duration(seconds: float) -> str:

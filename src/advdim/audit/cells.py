@@ -198,7 +198,10 @@ class Store:
         self.cells: dict[tuple[int, int], Cell] = {}
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refusal(f"cannot make the folder {self.path.parent} ({error.strerror}): name another") from error
         try:
             require_file(self.path)
         except FileNotFoundError:

@@ -92,10 +92,33 @@ def default_sizes(native: int) -> list[int]:
     return sorted({size for size in (native // 8, native // 4, native // 2, native) if size >= 4})
 
 
+def to_train_on(source: str | Path) -> Images:
+    """The training split of a folder or a data set, which :func:`gather` does not measure on."""
+    name = _name(source)
+    try:
+        counts = _counts(name)
+        if not {"train", "test"} <= set(counts):
+            raise Refusal(
+                f"{source} has no images to train on beside those that are measured on: give five or more per class, "
+                "or folders train and test"
+            )
+        x, y = _load(name, "train", counts["train"])
+    except (OSError, ValueError) as error:
+        raise Refusal(str(error)) from error
+    return _checked(x, y, x[:CALIBRATION], Path(name).name)
+
+
+def _name(source: str | Path) -> str:
+    path = Path(source).expanduser()
+    if isinstance(source, Path) or path.is_dir():
+        return str(path.absolute())  # a path, to data.load, for its slashes
+    if path.is_file():
+        raise Refusal(f"{source} is a file: unpack it with advdim data add {source}, and give the set's name")
+    return str(source)
+
+
 def _of_name(source: str | Path, n: int) -> Images:
-    name = str(source)
-    if isinstance(source, Path) or Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser().absolute())  # a path, to data.load, for its slashes
+    name = _name(source)
     try:
         counts = _counts(name)
         split = "test" if "test" in counts else "train"

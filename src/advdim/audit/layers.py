@@ -70,7 +70,11 @@ class Budget:
 
     def __str__(self) -> str:
         width = max(len(term.name) for term in self.terms)
-        lines = [f"{t.name:<{width}}  {t.exponent:+.2f} [{t.low:+.2f}, {t.high:+.2f}]" for t in self.terms]
+        known = self.terms[-1].low == self.terms[-1].low  # not of one seed
+        lines = [
+            f"{t.name:<{width}}  {t.exponent:+.2f}" + (f" [{t.low:+.2f}, {t.high:+.2f}]" if known else "")
+            for t in self.terms
+        ]
         return "\n".join([*lines, f"{'together':<{width}}  {self.total:+.2f}"])
 
     def summary(self, most: int = 3, least: float = 0.1) -> str:

@@ -147,6 +147,11 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Put the weights of a file into a model, without running any code that the file may hold."""
     try:
         require_file(Path(path))
+    except ValueError as error:  # a folder, or a pipe
+        raise Refusal(f"cannot read the weights {path}: {error}") from error
+    except OSError as error:
+        raise Refusal(f"cannot read the weights {path}: {error.strerror or error}") from error
+    try:
         if damaged := _damaged(path):
             raise Refusal(f"{path} is damaged: {damaged} in it is not what was written")
         found = torch.load(path, map_location="cpu", weights_only=True)

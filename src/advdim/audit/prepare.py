@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import data as sets
 from .. import models
 from ..measure.gradients import cross_entropy, gradients_and_outputs
 from ..theory import norms
@@ -21,7 +20,7 @@ from ..train import Recipe, fit
 from . import layers, preflight
 from .adapt import Adapted, Refusal, adapted, batch_norms, fresh_batch_norms, randomise
 from .cells import counted_norm
-from .images import Images, Upsample, default_sizes, gather, resized
+from .images import Images, Upsample, default_sizes, gather, resized, to_train_on
 from .plan import CHECKPOINT, FRESH, Plan
 
 MULTIPLES = (4, 8, 16, 32)  # of a patch or a total stride, to which default sizes are rounded
@@ -69,11 +68,29 @@ class Ready:
     identity: dict[str, Any]
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """A device that is there; "auto" for the best at hand."""
+    try:
+        where = models.device() if device == "auto" else torch.device(device)
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError) as error:  # so does torch without CUDA
+        words = str(error).splitlines()[0]
+        raise Refusal(f"the device {str(device)!r} cannot be used ({words}): say cpu, or auto for the best") from error
+    return where
+
+
+def check_channels(options: Options, channels: int) -> None:
+    """Refuse a normalisation that is not one number, or one per channel of the images."""
+    for name, value in (("mean", options.mean), ("std", options.std)):
+        numbers = 1 if value is None else torch.as_tensor(value).numel()
+        if numbers not in (1, channels):
+            raise Refusal(f"{name} has {numbers} numbers, the images have {channels} channels: give one per channel")
+
+
 def training_images(data: Any, train_data: Any) -> Images:
     """The images to train on: those given, or the training split of a named set."""
     if train_data is None and isinstance(data, str | Path):
-        x, y = sets.load(str(data), "train")
-        return Images(x, y, x[:64], str(data))
+        return to_train_on(data)
     if train_data is None:
         raise Refusal("training needs train_data=(x, y): images that are not measured on")
     return gather(train_data, 10**9)
@@ -220,10 +237,11 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
         notes.append("no module's output lies on every path: the layer budget has one step")
     counts = started.question == FRESH and _counts(net, x, norms.dual(options.p))
     if calibrated:
-        done = "calibrated" if options.calibrate else "NOT calibrated, so that they do nothing"
+        done = "calibrated" if options.calibrate else "NOT calibrated, the identity but for scale and shift"
         mark = "" if options.calibrate else "! "
         on = f" on {len(found.calibration)} images at each size" if options.calibrate else ""
-        notes.append(f"{mark}{calibrated} batch-norms are fresh: {done}{on}")
+        these = "batch-norm is" if calibrated == 1 else "batch-norms are"
+        notes.append(f"{mark}{calibrated} {these} fresh: {done}{on}")
     if len(chosen) > 1:
         net, _ = prepare(started, found, large, which[0], options, tested=True) if started.own else (net, 0)
     begun = time.perf_counter()
@@ -236,6 +254,7 @@ def take_off(started: Plan, found: Images, chosen: Sequence[int], which: Sequenc
     identity = {
         "question": started.question,
         "network": started.name,
+        "smallest size": small if started.sized else None,  # that of the network whose weights these are
         "weights": digest,
         "data": found.checksum,
         "images": len(found.y),

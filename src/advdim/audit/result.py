@@ -107,10 +107,10 @@ class Audit:
         if self.exponent is not None:
             e = self.exponent
             clean = {True: "", False: "; not a clean power law", None: ""}[self.power_law]
-            lines.append(f"exponent in d {e.slope:+.2f} [{e.low:+.2f}, {e.high:+.2f}], 95% over {over}{clean}")
+            lines.append(f"exponent in d {e.slope:+.2f}{interval(e)}, {_known(e)}over {over}{clean}")
         if self.counted is not None:
             c = self.counted
-            lines.append(f"paths     {c.slope:+.2f} [{c.low:+.2f}, {c.high:+.2f}], by path counting")
+            lines.append(f"paths     {c.slope:+.2f}{interval(c)}, by path counting")
         if self.budget is not None:
             steps = self.budget.summary().replace(" ", KEPT).replace(KEPT * 2, "  ")  # a step stays in one line
             lines += [line.replace(KEPT, " ") for line in _wrapped(f"budget    {steps}")]
@@ -128,6 +128,15 @@ def _wrapped(text: str) -> list[str]:
 
 def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def interval(law: PowerLaw) -> str:
+    """Its interval in brackets; nothing for one seed, which has none."""
+    return "" if math.isnan(law.low) else f" [{law.low:+.2f}, {law.high:+.2f}]"
+
+
+def _known(law: PowerLaw) -> str:
+    return "without an interval, " if math.isnan(law.low) else "95% "
 
 
 def _share(value: float | None) -> str:

@@ -160,18 +160,17 @@ def table(found: Sequence[tuple[Architecture, Audit]]) -> str:
         if audit.exponent is None:
             continue
         counted = "" if audit.counted is None else f"{audit.counted.slope:+.2f}"
-        bent, middle = "*" if audit.power_law is False else " ", of_medians(audit)
+        bent, medians = "*" if audit.power_law is False else " ", of_medians(audit)
+        middle = "" if medians is None else _interval(medians)
         px = f"{audit.rows[0].size}-{audit.rows[-1].size}"
         line = f"{architecture.name:18} {architecture.readout:18} {px:>7} {_range(architecture.law):>12}  "
-        line += (
-            f"{_interval(audit.exponent):>20}{bent}  {'' if middle is None else _interval(middle):>20}  {counted:>5}"
-        )
+        line += f"{_interval(audit.exponent):>20}{bent}  {middle:>20}  {counted:>5}"
         lines.append(line.rstrip())
     return "\n".join([*lines, "* no power law: the slopes between neighbouring sizes differ beyond noise"])
 
 
 def _interval(law: PowerLaw) -> str:
-    return f"{law.slope:+.2f} [{law.low:.2f}, {law.high:.2f}]"
+    return f"{law.slope:+.2f}" + ("" if math.isnan(law.low) else f" [{law.low:.2f}, {law.high:.2f}]")
 
 
 def _range(law: tuple[float, float] | None) -> str:

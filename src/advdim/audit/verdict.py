@@ -114,7 +114,7 @@ def _dominated(audit: Audit) -> list[str]:
     typical = result.of_medians(audit)
     if typical is None:
         return [f"{said}."]
-    return [f"{said}, whose exponent is {typical.slope:+.2f} [{typical.low:+.2f}, {typical.high:+.2f}]."]
+    return [f"{said}, whose exponent is {typical.slope:+.2f}{result.interval(typical)}."]
 
 
 def _fresh(audit: Audit) -> list[str]:
