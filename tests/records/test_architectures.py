@@ -42,7 +42,8 @@ def test_there_is_a_number_per_seed_and_image():
 def test_the_provenance_is_complete():
     for p in POINTS:
         provenance = p["provenance"]
-        assert set(provenance) == {"command", "date", "commit", "device", "torch", "python", "seconds"}
+        counted = {"counted"} if "counted" in p["metrics"] else set()  # the commit of the walk, of later than the rest
+        assert set(provenance) == {"command", "date", "commit", "device", "torch", "python", "seconds"} | counted
         assert time.strptime(provenance["date"], "%Y-%m-%d")
         assert re.fullmatch("[0-9a-f]{12}", provenance["commit"])
         for archive, checksum in (pair.split("=") for pair in p["data"].split()):
@@ -66,3 +67,21 @@ def test_averages_over_all_places_take_what_they_must(name):
     (architecture,) = (a for a, _ in FOUND if a.name == name)
     if architecture.readout != "windows":
         assert pool.exponent == pytest.approx(architecture.law[0] - 0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [a.name for a, f in FOUND if f.counted is not None])
+def test_path_counting_gives_the_level_and_the_exponent(name):
+    (found,) = (f for a, f in FOUND if a.name == name)
+    assert abs(found.counted.slope - found.exponent.slope) < 0.1
+    for row in found.rows:
+        counted = [cell.counted for cell in found.cells if cell.size == row.size]
+        assert 0.75 < sum(counted) / len(counted) / row.mean < 1.5
+
+
+def test_a_verdict_warns_of_a_mean_that_a_few_images_make():
+    """ConvNeXt's exponent of 3.7 is that of one photograph with black patches; the others have 0.09."""
+    verdicts = {a.name: f.verdict for a, f in FOUND}
+    words = "A few images dominate the mean at 64, 128 px: it is more than 3 times the median, whose exponent is +0.09 ["
+    assert words in verdicts["convnext_tiny"]
+    assert "whose exponent is -0.08 [" in verdicts["efficientnet_b0"]
+    assert "dominate" not in verdicts["resnet18"]

@@ -24,6 +24,7 @@ const figure = (root, live, data) => {
       const u = [Math.cos(k * Math.PI / 90), Math.sin(k * Math.PI / 90)], n = norm(u, p);
       return `${(R * u[0] / n).toFixed(1)},${(-R * u[1] / n).toFixed(1)}`;
     }).join(" ");
+    const side = d[0] * g[1] < d[1] * g[0] ? -16 : 16; // the name of the perturbation stands away from g
     const h = norm(g, q), foot = g.map((v) => v * h); // the line <g, delta> = ||g||_q; g has length 1
     const along = [-g[1], g[0]], end = (t) => foot.map((v, i) => v + t * along[i]);
     const arrow = (v, colour, width) => svg("g", {}, svg("line", { x1: 0, y1: 0, x2: R * v[0], y2: -R * v[1], stroke: colour, "stroke-width": width }),
@@ -33,8 +34,8 @@ const figure = (root, live, data) => {
       svg("polygon", { points: ring, fill: "var(--faint)", stroke: "currentColor" }),
       svg("line", { x1: R * end(-1.3)[0], y1: -R * end(-1.3)[1], x2: R * end(1.3)[0], y2: -R * end(1.3)[1], stroke: "currentColor", "stroke-dasharray": "5 4" }),
       arrow(g.map((v) => 1.5 * v), "var(--cool)", 2), arrow(d, "var(--hot)", 3),
-      svg("text", { x: R * 1.62 * g[0], y: -R * 1.62 * g[1] + 4, fill: "var(--cool)" }, "g"),
-      svg("text", { x: R * 0.6 * d[0] + 14 * d[1] - 6, y: 14 * d[0] - R * 0.6 * d[1] + 6, fill: "var(--hot)" }, "\u03b4*"));
+      svg("text", { x: R * 1.62 * g[0], y: -R * 1.62 * g[1] + 4, style: "fill:var(--cool)" }, "g"),
+      svg("text", { x: R * 0.6 * d[0] + side * d[1] - 6, y: side * d[0] - R * 0.6 * d[1] + 6, style: "fill:var(--hot)" }, "\u03b4*"));
     const many = data.g, spent = worst(many, p), tall = Math.max(...spent.map(Math.abs)), most = Math.max(...many.map(Math.abs));
     const used = spent.map((v) => (p === Infinity ? 1 : Math.abs(v) ** p)), sorted = [...used].sort((a, b) => b - a);
     const sum = used.reduce((a, b) => a + b, 0);
