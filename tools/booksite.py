@@ -51,6 +51,7 @@ TABLE = re.compile(r'<table class="advdim-table">.*?</table>', re.DOTALL)
 TABLE_TEXT = re.compile(r"(<(th|td|caption)\b[^>]*>)([^<]*)(?=</\2>)")
 
 MINUS = "\u2212"
+LONGEST = 32  # characters in a cell of a table that stay in one line
 
 #: How the plain text of a table's headings is written on a page; numbers and intervals get
 #: :data:`NUMBERS` alone.
@@ -187,7 +188,12 @@ def typeset(text: str, kind: str = "th") -> str:
 
 
 def _typeset_table(table: re.Match[str]) -> str:
-    return TABLE_TEXT.sub(lambda found: found[1] + typeset(found[3], found[2]), table[0])
+    def cell(found: re.Match[str]) -> str:
+        tag, kind, text = found.groups()
+        words = kind == "td" and len(text) > LONGEST  # sentences break, numbers and intervals do not
+        return (tag.replace("<td", '<td class="words"', 1) if words else tag) + typeset(text, kind)
+
+    return TABLE_TEXT.sub(cell, table[0])
 
 
 def _kept_together(found: re.Match[str]) -> str:

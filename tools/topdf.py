@@ -3,6 +3,7 @@
 usage: topdf.py [FILE]            after `make book`; FILE is _build/html/advdim.pdf
 
 Sphinx makes one page of all chapters, whose links then lead to pages of the PDF; the style sheet has a part for print.
+Solutions of exercises stand open.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 READY = """async () => {
   await MathJax.startup.promise;
   document.documentElement.dataset.theme = "light";
+  document.querySelectorAll("details.sd-dropdown").forEach((solution) => { solution.open = true; });
   document.querySelectorAll("img").forEach((image) => { image.loading = "eager"; });
   await Promise.all([...document.images].map((image) => image.decode().catch(() => null)));
 }"""

@@ -74,24 +74,6 @@
     all(BOXES, document.querySelector("article") || document).forEach(mark);
   }
 
-  // ---- On a phone a figure's letters are small: a tap shows it in its own size, in a box that scrolls, and back.
-  const PHONE = "(max-width: 575.98px)";
-  function enlargeable() {
-    all("article .cell_output img").forEach((image) => {
-      const turn = () => {
-        if (!matchMedia(PHONE).matches && !image.classList.contains("enlarged")) return;
-        image.classList.toggle("enlarged");
-        fit();
-      };
-      image.addEventListener("click", turn);
-      image.addEventListener("keydown", (event) => event.key === "Enter" && turn());
-      if (matchMedia(PHONE).matches) {
-        image.tabIndex = 0;
-        image.title = "tap to enlarge";
-      }
-    });
-  }
-
   // ---- Proofs fold, one by one or all at once; the choice for all is kept.
   const KEY = "advdim-proofs";
   const kept = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
@@ -245,7 +227,6 @@
   document.addEventListener("DOMContentLoaded", () => {
     foldable();
     previews();
-    enlargeable();
     fit();
   });
   window.addEventListener("load", async () => {

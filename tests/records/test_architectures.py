@@ -81,9 +81,8 @@ def test_path_counting_gives_the_level_and_the_exponent(name):
 def test_a_verdict_warns_of_a_mean_that_a_few_images_make():
     """ConvNeXt's exponent of 3.7 is that of one photograph with black patches; the others have 0.09."""
     verdicts = {a.name: f.verdict for a, f in FOUND}
-    words = (
-        "A few images dominate the mean at 64, 128 px: it is more than 3 times the median, whose exponent is +0.09 ["
-    )
+    words = "A few images dominate the mean at 64, 128 px: "
+    words += "it is more than 3 times the median, whose exponent is +0.09 ["
     assert words in verdicts["convnext_tiny"]
     assert "whose exponent is -0.08 [" in verdicts["efficientnet_b0"]
     assert "dominate" not in verdicts["resnet18"]

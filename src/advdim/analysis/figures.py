@@ -40,7 +40,7 @@ COLOURS: dict[str, str] = {
     "projected": "#be185d",
     "dilated, copied": "#0e7490",
     "dilated, interpolated": "#2b8fb4",
-    "dilated, natural": "#1e3a8a",
+    "dilated, natural": "#9f1239",
     "strided": "#117733",
     "convolutional": "#15803d",
     "fully connected": "#332288",
