@@ -24,7 +24,8 @@ CHAPTERS = {
     "07_first_order_cifar10": (
         ("def train(", "linear = ad.models", "def flat(objective", "def in_train_mode"),
         {"n=600": "n=100", 'split="test")': 'split="test", n=12)', "2 / 100": "9", "epochs=8": "epochs=1"}
-        | {"epochs=3": "epochs=1", "range(20)": "range(2)", "(0.5, 1.0, 2.0)": "(1.0,)"},
+        | {"epochs=3": "epochs=1", "range(20)": "range(2)", "(0.5, 1.0, 2.0)": "(1.0,)"}
+        | {"reshape(3,": "reshape(1,", "< 0.002 < moved[2] < 0.02": "< 0.02"},
     ),
     "08_dimension_after_training": (
         ("def mlp(size", "def adam_from", "def betas", "noisy = enlarged", "projected = "),
