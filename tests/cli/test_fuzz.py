@@ -28,6 +28,7 @@ from advdim.analysis import records
 from advdim.audit import cells
 from advdim.cli import main, survey
 from advdim.data import folders
+from advdim.data.atomic import json_checksum
 from advdim.experiments import grids, runner, spec, store
 from advdim.experiments.engines import children
 from advdim.train import checkpoint
@@ -276,7 +277,7 @@ def test_files_of_audits_and_surveys(tmp_path, capsys):
         store.add(cell)
     asked, points = {"network": "net", "seeds": 8}, [{"spec": {"size": 8}, "metrics": {"l_1": [1.5, 0.25]}}]
     content = {"asked": asked, "points": points}
-    kept.write_text(json.dumps(content | {"checksum": survey._checksum(content)}))
+    kept.write_text(json.dumps(content | {"checksum": json_checksum(content)}))
     assert survey._kept(kept, asked) == points
     for file, content in ((path, path.read_bytes()), (kept, kept.read_bytes())):
         for _ in range(80):

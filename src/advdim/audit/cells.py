@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import attacks, measure, theory
-from ..data.atomic import write_text
+from ..data.atomic import json_checksum, write_text
 from ..data.layout import require_file
 from ..measure.gradients import cross_entropy, gradients_and_outputs
 from ..models import fast
@@ -225,7 +224,7 @@ class Store:
             self._append("\n")
         for number, line in enumerate(lines, 2):
             found = _read(line)
-            if found and found.pop("checksum", None) == _checksum(found):
+            if found and found.pop("checksum", None) == json_checksum(found):
                 cell = Cell(**found)
                 self.cells[cell.size, cell.seed] = cell
             elif line:
@@ -237,7 +236,7 @@ class Store:
         self.cells[cell.size, cell.seed] = cell
         if self.path is not None:
             content = asdict(cell)
-            self._append(json.dumps(content | {"checksum": _checksum(content)}, allow_nan=False) + "\n")
+            self._append(json.dumps(content | {"checksum": json_checksum(content)}, allow_nan=False) + "\n")
 
     def _append(self, text: str) -> None:
         assert self.path is not None
@@ -248,10 +247,6 @@ class Store:
                 os.fsync(file.fileno())
         except OSError as error:  # a full disk does not say which file it was
             raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(line: bytes) -> dict[str, Any]:

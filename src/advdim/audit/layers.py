@@ -16,6 +16,7 @@ neighbours; functions that are no modules count with the module after them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Budget:
 
     def __str__(self) -> str:
         width = max(len(term.name) for term in self.terms)
-        known = self.terms[-1].low == self.terms[-1].low  # not of one seed
+        known = not math.isnan(self.terms[-1].low)  # as of one seed
         lines = [
             f"{t.name:<{width}}  {t.exponent:+.2f}" + (f" [{t.low:+.2f}, {t.high:+.2f}]" if known else "")
             for t in self.terms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Audit what is not there yet; 0 done, 1 some networks were refused, 2 nothing is done, 130 interrupted."""
     from ..analysis.records import write_record
     from ..audit import Refusal, survey
-    from ..data.atomic import write_text
+    from ..data.atomic import json_checksum, write_text
 
     folder = Path(arguments.out)
     chosen = survey.ARCHITECTURES
@@ -66,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"advdim: interrupted; the same command goes on from {folder}", file=sys.stderr)
             return 130
         kept = {"asked": asked[architecture.name], "points": points}
-        kept["checksum"] = _checksum(kept)
+        kept["checksum"] = json_checksum(kept)
         write_text(folder / f"{architecture.name}.json", json.dumps(kept, allow_nan=False) + "\n")
         done[architecture.name] = points
     if not done:
@@ -115,13 +114,14 @@ def _asked(chosen: Sequence[Any], arguments: argparse.Namespace) -> dict[str, di
 def _kept(file: Path, asked: dict[str, Any]) -> list[Any] | None:
     """The points of a network that is done, as it is asked for; None if it is not done."""
     from ..audit import Refusal
+    from ..data.atomic import json_checksum
     from ..data.layout import require_file
 
     cure = f"name another folder by --out, or delete {file} and {file.with_suffix('')}"
     try:
         require_file(file)
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept.pop("checksum") != _checksum(kept):
+        if kept.pop("checksum") != json_checksum(kept):
             raise ValueError("its checksum is another")
         theirs, points = kept["asked"], kept["points"]
     except FileNotFoundError:
@@ -133,10 +133,6 @@ def _kept(file: Path, asked: dict[str, Any]) -> list[Any] | None:
     if different:
         raise Refusal(f"{file} was measured with {'; '.join(different)}: {cure}")
     return list(points)
-
-
-def _checksum(kept: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:

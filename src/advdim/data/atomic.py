@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -44,3 +46,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8; raises as :func:`writing` does."""
     with writing(path) as file:
         file.write(text.encode())
+
+
+def json_checksum(content: Any) -> str:
+    """The sha256 of what is written as JSON, whatever the order of its keys; kept beside it, it shows damage."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.records import PROVENANCE, Record
-from ..data.atomic import write_text
+from ..data.atomic import json_checksum, write_text
 from ..data.layout import require_file
 from .spec import key_of
 
@@ -128,8 +127,7 @@ def _validate(record: Any, name: str) -> None:
 
 
 def _checksum(record: Record) -> str:
-    content = {name: value for name, value in record.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+    return json_checksum({name: value for name, value in record.items() if name != "checksum"})
 
 
 def _refuse(constant: str) -> None:
